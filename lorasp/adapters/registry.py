@@ -1,0 +1,124 @@
+"""From the name of a method to a model that trains what the method trains, and back from its files."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+
+import lorasp.adapters  # noqa: F401  (registers LORA_SP with PEFT)
+from lorasp.adapters.residual import quantize_residual
+from lorasp.errors import UsageError
+from lorasp.models import load_model
+
+TASK_TYPES = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
+SHORT_NAMES = {"rank": "r", "dropout": "lora_dropout", "targets": "target_modules"}
+# Settings of a method that say how the base model is held and run, not what PEFT trains.
+BASE_SETTINGS = ("quantize", "recompute")
+QUANTIZE = ("none", "nf4", "int8", "nf4-residual", "int8-residual")
+
+
+def peft_config(resolved: dict[str, Any]) -> Any:
+    """The PEFT configuration of a run's method.
+
+    Raises UsageError for a family that PEFT does not have, or a setting that the family lacks.
+    """
+    method, model = resolved["method"], resolved["model"]
+    family, name = method["family"], method["name"]
+    if family not in PEFT_TYPE_TO_CONFIG_MAPPING:
+        allowed = ", ".join(sorted(["base", "full", *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
+        raise UsageError(f"methods.{name}.family is {family!r}; allowed are {allowed}")
+    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[family]
+    fields = {field.name for field in dataclasses.fields(config_class)}
+    settings: dict[str, Any] = {"targets": model["targets"]}
+    settings |= {k: v for k, v in method["settings"].items() if k not in BASE_SETTINGS}
+    arguments = {SHORT_NAMES.get(key, key): value for key, value in settings.items()}
+    if unknown := sorted(set(arguments) - fields):
+        shown = sorted({*fields, *SHORT_NAMES, *BASE_SETTINGS})
+        raise UsageError(
+            f"methods.{name}.settings has no {', '.join(unknown)}; {family} allows {', '.join(shown)}"
+        )
+    if "selection_seed" in fields:
+        arguments.setdefault("selection_seed", resolved.get("cell", {}).get("seed", 0))
+    try:
+        return config_class(task_type=TASK_TYPES[model["architecture"]], **arguments)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"methods.{name}.settings: {error}") from error
+
+
+def quantize_of(resolved: dict[str, Any]) -> str:
+    """How the method holds the base weights: one of QUANTIZE, or UsageError."""
+    method = resolved["method"]
+    quantize = method.get("settings", {}).get("quantize", "none")
+    if quantize not in QUANTIZE:
+        raise UsageError(
+            f"methods.{method['name']}.settings.quantize is {quantize!r}; "
+            f"allowed are {', '.join(QUANTIZE)}"
+        )
+    return str(quantize)
+
+
+def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.Module:
+    """Give the model what the method trains, drawn from the run's seed; all else is frozen."""
+    family = resolved["method"]["family"]
+    quantize = quantize_of(resolved)
+    if family in ("base", "full"):
+        if family == "full" and quantize != "none":
+            raise UsageError(f"method {resolved['method']['name']}: full fine-tuning cannot be quantised")
+        return model.requires_grad_(family == "full")
+    torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
+    config = peft_config(resolved)
+    _hold_base(model, config, quantize)
+    try:
+        adapted: torch.nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UsageError(f"method {resolved['method']['name']}: {error}") from error
+    return adapted
+
+
+def _hold_base(model: torch.nn.Module, config: Any, quantize: str) -> None:
+    if quantize.endswith("-residual"):
+        quantize_residual(model, config, quantize.removesuffix("-residual"))
+
+
+def save_adapter(model: torch.nn.Module, folder: Path) -> int:
+    """Write what the method trained (all weights for full, nothing for base); bytes of the weights.
+
+    `folder` exists afterwards. For a full run it is a model folder of its own.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if isinstance(model, PeftModel):
+        # "auto" would ask the hub whether the vocabulary was resized
+        model.save_pretrained(str(folder), save_embedding_layers=False)
+    elif any(parameter.requires_grad for parameter in model.parameters()):
+        model.save_pretrained(folder)  # type: ignore[operator]
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def restore_model(resolved: dict[str, Any], model_folder: Path, cell_folder: Path) -> torch.nn.Module:
+    """The trained model of a cell, in evaluation mode: the base and what `save_adapter` wrote."""
+    family = resolved["method"]["family"]
+    if family == "full":
+        return load_model(resolved, cell_folder / "adapter").eval()
+    model = load_model(resolved, model_folder)
+    if family != "base":
+        _hold_base(model, peft_config(resolved), quantize_of(resolved))
+        model = PeftModel.from_pretrained(model, str(cell_folder / "adapter"))  # type: ignore[arg-type]
+    return model.eval()
+
+
+def count_parameters(model: torch.nn.Module) -> dict[str, int]:
+    """Trainable and total parameters; a quantised weight counts the numbers it stands for.
+
+    The unselected entries of LoRA-SP are no parameters and are in neither count.
+    """
+    trainable = total = 0
+    for parameter in model.parameters():
+        # bitsandbytes packs two 4-bit numbers into a byte
+        state = getattr(parameter, "quant_state", None)
+        count = state.shape.numel() if state is not None else parameter.numel()
+        total += count
+        trainable += count if parameter.requires_grad else 0
+    return {"trainable": trainable, "total": total}

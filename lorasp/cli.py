@@ -1,0 +1,217 @@
+"""The command line, one thin command a stage: `lorasp --help`.
+
+Exit codes: 0 done; 1 the work failed; 2 the arguments or the configuration are wrong.
+"""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasp import __version__, serve
+from lorasp.config import Cell, load_config, parse_cell, resolve_method
+from lorasp.errors import UsageError, WorkError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; its exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    # it warns at import of a 4-bit CPU kernel that it does without
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    try:
+        options = _parser().parse_args(arguments)
+        if options.forwarded and (code := serve.forward(arguments)) is not None:
+            return code
+        return options.run(options) or 0
+    except UsageError as error:
+        return _fail(2, str(error))
+    except WorkError as error:
+        return _fail(1, str(error))
+    except OSError as error:
+        # a full disk, a missing right: the sentence is the system's own, with the file
+        return _fail(1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except SystemExit as error:  # argparse: --help, or a usage error that it has already told
+        return int(error.code or 0)
+    except Exception:
+        traceback.print_exc()
+        return _fail(1, "this is a defect of lorasp; please report it with the lines above")
+
+
+def _fail(code: int, sentence: str) -> int:
+    print(f"error: {sentence}", file=sys.stderr)
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lorasp", description="Reproduce LoRA-SP (arXiv 2403.08822), stage by stage."
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str, forwarded: bool = False) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run, forwarded=forwarded)
+        return added
+
+    def with_config(added: argparse.ArgumentParser) -> argparse.ArgumentParser:
+        added.add_argument("--config", type=Path, required=True, help="config/<scale>.yaml")
+        return added
+
+    def with_cell(added: argparse.ArgumentParser) -> None:
+        with_config(added)
+        for name in ("model", "task", "method", "recipe"):
+            added.add_argument(f"--{name}", required=True)
+        added.add_argument("--seed", type=int, required=True)
+        added.add_argument("--out", type=Path, help="folder of the run (default: its place in results/)")
+        added.add_argument(
+            "--set", action="append", default=[], metavar="KEY=VALUE",
+            help="a setting of the method, such as rank=8; needs --out",
+        )
+
+    prepare = with_config(
+        command("prepare", _prepare, "fetch or make a data set or model, or tokenise a task", True)
+    )
+    prepare.add_argument("--dataset", help="a data set of the configuration")
+    prepare.add_argument("--model", help="a model; with --task: tokenise that task for it")
+    prepare.add_argument("--task")
+    with_cell(command("train", _train, "train one run", True))
+    with_cell(command("evaluate", _evaluate, "evaluate one trained run", True))
+    profile = with_config(
+        command("profile", _profile, "measure step time and memory of a method on a model", True)
+    )
+    profile.add_argument("--model", required=True)
+    profile.add_argument("--method", required=True)
+    report = with_config(command("report", _report, "write the report of a scale", True))
+    report.add_argument("--out", type=Path, help="folder of the report (default: reports/<scale>)")
+    doctor = with_config(command("doctor", _doctor, "say whether a scale can run on this machine"))
+    doctor.add_argument("--json", action="store_true")
+    methods = command("methods", _methods, "list the methods, their sources and settings")
+    methods.add_argument("--config", type=Path, help="include the methods of a configuration")
+    methods.add_argument("--json", action="store_true")
+    server = command("serve", _serve, "run a command with the imports of its lorasp jobs shared")
+    server.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    return parser
+
+
+def _offline() -> None:
+    """After `prepare` nothing touches the network; read by the hub's clients when imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    chosen = {
+        key for key in ("dataset", "model", "task") if getattr(options, key) is not None
+    }
+    if chosen not in ({"dataset"}, {"model"}, {"model", "task"}):
+        raise UsageError("prepare takes --dataset NAME, or --model NAME, or --model NAME --task NAME")
+    from lorasp.data import prepare
+
+    config = load_config(options.config)
+    if options.dataset:
+        done = prepare.prepare_dataset(config, options.dataset)
+    elif options.task:
+        _offline()
+        done = prepare.prepare_tokens(config, options.model, options.task)
+    else:
+        done = prepare.prepare_model(config, options.model)
+    print(done)
+
+
+def _cell(options: argparse.Namespace) -> tuple[dict[str, Any], Cell, dict[str, Any]]:
+    config = load_config(options.config)
+    if options.set and not options.out:
+        raise UsageError("--set makes another method than the one named: give --out FOLDER too")
+    return config, parse_cell(config, vars(options)), _settings(options.set)
+
+
+def _settings(pairs: list[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {pair!r}: write KEY=VALUE, for instance --set rank=8")
+        settings[key] = value.split(",") if key == "targets" else yaml.safe_load(value)
+    return settings
+
+
+def _train(options: argparse.Namespace) -> None:
+    config, cell, settings = _cell(options)
+    _offline()
+    from lorasp.training.train import train_cell
+
+    print(train_cell(config, cell, settings, options.out))
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    config, cell, settings = _cell(options)
+    _offline()
+    from lorasp.evaluation.evaluate import evaluate_cell
+
+    print(evaluate_cell(config, cell, settings, options.out))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    _offline()
+    from lorasp.profiling.measure import profile_cell
+
+    print(profile_cell(config, options.model, options.method))
+
+
+def _report(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    from lorasp.report import write_report
+
+    print(write_report(config, options.out))
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from lorasp.doctor import examine
+
+    config = load_config(options.config)
+    findings = examine(config)
+    if options.json:
+        print(json.dumps(findings, indent=1))
+    missing = [finding for finding in findings if not finding["met"]]
+    if not options.json:
+        for finding in findings:
+            print(f"{'ok     ' if finding['met'] else 'missing'} {finding['what']}: {finding['found']}")
+    if missing:
+        needs = "; ".join(f"{finding['what']} ({finding['found']})" for finding in missing)
+        raise WorkError(
+            f"the {config['scale']} scale cannot run on this machine, and nothing was trained: "
+            f"missing {needs}. What runs here: make smoke (minutes), make mini (an hour or two)"
+        )
+    return 0
+
+
+def _methods(options: argparse.Namespace) -> None:
+    config = load_config(options.config) if options.config else None
+    if config is None:
+        from lorasp.config import METHODS
+
+        config = {"methods": yaml.safe_load(METHODS.read_text())}
+    listed = [resolve_method(config, name) for name in config["methods"]]
+    if options.json:
+        keys = ("name", "family", "label", "source", "settings", "trainable_rule")
+        print(json.dumps([{key: method[key] for key in keys} for method in listed], indent=1))
+        return
+    for method in listed:
+        settings = " ".join(f"{key}={value}" for key, value in method["settings"].items())
+        print(f"{method['name']:16} {method['family']:8} {method['trainable_rule']}")
+        print(f"{'':16} {method['source']}" + (f"\n{'':16} {settings}" if settings else ""))
+
+
+def _serve(options: argparse.Namespace) -> int:
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError("serve needs a command: lorasp serve -- snakemake --cores all")
+    return serve.serve(command, main)

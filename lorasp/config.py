@@ -1,0 +1,239 @@
+"""The experiment of one scale: a YAML file, validated, unfolded into cells that a stage resolves.
+
+A cell is one run: (model, task, method, recipe, seed). Everything that a stage needs to know about
+it is in the plain dictionary that `resolve` returns, and that dictionary is saved with its results.
+"""
+
+import dataclasses
+import itertools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasp.errors import UsageError, WorkError
+from lorasp.results import first_error, fingerprint, read_yaml
+from lorasp.tasks import load_task
+
+METHODS = Path(__file__).parent / "adapters" / "methods.yaml"
+Config = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Cell:
+    """The name of one run; its folder is where every stage finds and leaves its files."""
+
+    scale: str
+    model: str
+    task: str
+    method: str
+    recipe: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        parts = (self.scale, self.model, self.task, self.method, self.recipe, f"seed-{self.seed}")
+        return Path("results", *parts)
+
+    def __str__(self) -> str:
+        return f"{self.model} {self.task} {self.method} {self.recipe} seed-{self.seed}"
+
+
+def load_config(path: Path) -> Config:
+    """Read, complete and validate the configuration of a scale.
+
+    `extends: other.yaml` starts from another file beside this one; the keys given here win, mapping
+    by mapping. Methods start from `lorasp/adapters/methods.yaml` in the same way. Raises UsageError
+    with the key, what was found and what is allowed.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no configuration {path}; shipped are config/*.yaml")
+    config = _with_parents(path)
+    config["methods"] = _merge(yaml.safe_load(METHODS.read_text()), config.get("methods", {}))
+    if problem := first_error(config, "config"):
+        raise UsageError(f"{path}: {problem}")
+    _check_names(path, config)
+    return config
+
+
+def _with_parents(path: Path) -> Config:
+    try:
+        config = read_yaml(path)
+    except WorkError as error:
+        raise UsageError(str(error)) from error
+    parent = config.pop("extends", None)
+    return _merge(_with_parents(path.parent / parent), config) if parent else config
+
+
+def _merge(under: Any, over: Any) -> Any:
+    if isinstance(under, dict) and isinstance(over, dict):
+        return under | {key: _merge(under.get(key), value) for key, value in over.items()}
+    return over
+
+
+def known(kind: str, name: str, table: dict[str, Any]) -> Any:
+    """The entry of that name, or UsageError with the names that there are."""
+    if name not in table:
+        raise UsageError(f"{kind} {name!r} is unknown; known are {', '.join(sorted(table))}")
+    return table[name]
+
+
+def _check_names(path: Path, config: Config) -> None:
+    """Every name that the configuration mentions must be one that it defines."""
+    try:
+        for name, task in config["tasks"].items():
+            load_task(task.get("definition", name))
+            for role in ("dataset", "benchmark"):
+                if role in task:
+                    known(f"tasks.{name}.{role}", task[role], config["datasets"])
+        for index, group in enumerate(config["experiments"]):
+            for kind in ("models", "tasks", "methods", "recipes"):
+                for name in group[kind]:
+                    known(f"experiments.{index}.{kind}", name, config[kind])
+        for name, model in config["models"].items():
+            if model["source"]["kind"] == "run":
+                parse_cell(config, model["source"]["cell"])
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+
+
+def parse_cell(config: Config, names: dict[str, Any]) -> Cell:
+    """The cell of those names, each checked against the configuration."""
+    for kind in ("model", "task", "method"):
+        known(kind, names[kind], config[f"{kind}s"])
+    if config["methods"][names["method"]]["family"] == "base":
+        if names["recipe"] != "none":
+            raise UsageError(f"method {names['method']} is not trained: its recipe is none")
+    else:
+        known("recipe", names["recipe"], config["recipes"])
+    return Cell(config["scale"], *(names[key] for key in ("model", "task", "method", "recipe", "seed")))
+
+
+def cells(config: Config, only: str = "") -> list[Cell]:
+    """The runs of a configuration, sorted, without repeats.
+
+    The untouched base model (`base`) learns nothing, so it gets the recipe `none`. `only` keeps the
+    runs that agree with every name in a comma-separated list of models, tasks, methods, recipes and
+    seeds (`seed-0`): names of one kind are alternatives. Raises UsageError for an unknown name.
+    """
+    runs = set()
+    for group in config["experiments"]:
+        kinds = (group[kind] for kind in ("models", "tasks", "methods", "recipes", "seeds"))
+        for model, task, method, recipe, seed in itertools.product(*kinds):
+            trained = config["methods"][method]["family"] != "base"
+            runs.add(Cell(config["scale"], model, task, method, recipe if trained else "none", seed))
+    wanted: dict[str, set[str]] = {}
+    for name in filter(None, (part.strip() for part in only.split(","))):
+        kind = next((kind for kind in _KINDS if name in _names(runs, kind)), None)
+        if kind is None:
+            allowed = "; ".join(f"{kind}: {', '.join(sorted(_names(runs, kind)))}" for kind in _KINDS)
+            raise UsageError(f"only={name}: no run has that name; allowed are {allowed}")
+        wanted.setdefault(kind, set()).add(name)
+    return sorted(
+        run for run in runs if all(_name(run, kind) in names for kind, names in wanted.items())
+    )
+
+
+_KINDS = ("model", "task", "method", "recipe", "seed")
+
+
+def _name(cell: Cell, kind: str) -> str:
+    value = getattr(cell, kind)
+    return f"seed-{value}" if kind == "seed" else str(value)
+
+
+def _names(runs: set[Cell], kind: str) -> set[str]:
+    return {_name(run, kind) for run in runs}
+
+
+def pick(entry: dict[str, Any], **names: str) -> dict[str, Any]:
+    """A recipe for one run: its values, then those under per_model, per_task and per_method."""
+    chosen = {key: value for key, value in entry.items() if not key.startswith("per_")}
+    for kind, name in names.items():
+        special = entry.get(f"per_{kind}", {}).get(name)
+        if special is not None:
+            chosen |= pick(special, **names)
+    return chosen
+
+
+def resolve_task(config: Config, name: str) -> dict[str, Any]:
+    """The task's definition and what the configuration adds to it, in one dictionary."""
+    entry = known("task", name, config["tasks"])
+    return {**load_task(entry.get("definition", name)), "definition": name, **entry, "name": name}
+
+
+def resolve_model(config: Config, name: str) -> dict[str, Any]:
+    """The model's entry with its own name in it."""
+    return {**known("model", name, config["models"]), "name": name}
+
+
+def resolve_method(config: Config, name: str, overrides: dict[str, Any] | None = None) -> Config:
+    """The method's entry with its name; `overrides` (from --set) win over its settings."""
+    entry = known("method", name, config["methods"])
+    settings = {**entry.get("settings", {}), **(overrides or {})}
+    return {**entry, "name": name, "settings": settings}
+
+
+def resolve(config: Config, cell: Cell, overrides: dict[str, Any] | None = None) -> Config:
+    """Everything that decides the outcome of a cell, as one JSON-like dictionary."""
+    recipe = config["recipes"].get(cell.recipe, {})
+    model = resolve_model(config, cell.model)
+    return {
+        "cell": dataclasses.asdict(cell),
+        "model": model,
+        "task": resolve_task(config, cell.task),
+        "method": resolve_method(config, cell.method, overrides),
+        "recipe": pick(recipe, model=cell.model, task=cell.task, method=cell.method),
+        "runtime": {**config["runtime"], **model.get("runtime", {})},
+    }
+
+
+def decisive(stage: str, resolved: Config) -> Config:
+    """The part of a resolved cell that can change what `stage` (train or evaluate) produces.
+
+    Snakemake reruns a job when this changes: a new label or note reruns nothing, another beam width
+    evaluates again and trains nothing.
+    """
+    task, method = resolved["task"], resolved["method"]
+    scoring = ("evaluate", "metrics", "headline", "generation", "benchmark")
+    shown = ("version", "table", "column", "note", *scoring)
+    runtime = {key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")}
+    trained = {
+        "cell": resolved["cell"],
+        "model": {key: resolved["model"][key] for key in ("architecture", "targets")},
+        "task": {key: value for key, value in task.items() if key not in shown},
+        "method": {"family": method["family"], "settings": method["settings"]},
+        "recipe": {key: value for key, value in resolved["recipe"].items() if key != "source"},
+        "runtime": {**runtime, "threads": resolved["runtime"]["threads"]},
+    }
+    return trained if stage == "train" else {key: task.get(key) for key in scoring} | runtime
+
+
+def text_of(task: Config) -> Config:
+    """The part of a task that decides its tokens."""
+    keys = (
+        "family text label labels train evaluate validation prefix prompt prompt_without_input "
+        "max_length dataset"
+    ).split()
+    return {key: task[key] for key in keys if key in task}
+
+
+def stage_code(*packages: str) -> str:
+    """A fingerprint of the source of a stage: the named packages or modules of lorasp.
+
+    YAML is left out: what a run uses of it is in its resolved configuration.
+    """
+    root = Path(__file__).parent
+    files = [file for name in packages for file in [root / f"{name}.py", *(root / name).rglob("*")]]
+    return fingerprint(
+        {
+            str(file.relative_to(root)): file.read_text()
+            for file in sorted(files)
+            if file.is_file() and file.suffix not in (".yaml", ".pyc")
+        }
+    )
+
+
+def data_folder(config: Config, *parts: str) -> Path:
+    """Where prepared files lie: <data>/<scale>/<dataset> | models/<model> | tokens/<model>/<task>."""
+    return Path(config["data_dir"], config["scale"], *parts)

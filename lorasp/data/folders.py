@@ -1,0 +1,138 @@
+"""A prepared folder: built beside its place, renamed when complete, described by manifest.json."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from lorasp.errors import WorkError
+from lorasp.results import fingerprint, read_json, sha256_of, write_json
+
+MANIFEST = "manifest.json"
+Manifest = dict[str, Any]
+
+
+@contextmanager
+def building(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder to fill; if the block succeeds it gets its manifest and its place.
+
+    What stood in that place is replaced. Raises WorkError, naming the folder, when the disk
+    refuses; nothing half-written stays behind.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise WorkError(f"cannot write in {folder.parent}: {error.strerror or error}") from error
+    try:
+        yield temporary
+        write_json(temporary / MANIFEST, _describe(temporary, source, inputs), "manifest")
+        temporary.chmod(0o755)  # mkdtemp makes it private; data are for everybody
+        if folder.exists():
+            folder.rename(temporary / ".replaced")
+            temporary.rename(folder)
+            shutil.rmtree(folder / ".replaced")
+        else:
+            temporary.rename(folder)
+    except OSError as error:
+        raise WorkError(f"cannot make {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well
+
+
+def _describe(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
+    files = {
+        str(file.relative_to(folder)): _entry(file)
+        for file in sorted(folder.rglob("*"))
+        if file.is_file()
+    }
+    content = fingerprint({name: entry["sha256"] for name, entry in files.items()})
+    artefacts = ",".join(artefact["sha256"] for artefact in source.get("artefacts", []))
+    revision = source.get("revision") or artefacts or content
+    return {
+        "source": source,
+        "inputs": inputs,
+        "revision": revision,
+        "files": files,
+        "fingerprint": content,
+    }
+
+
+def _entry(file: Path) -> dict[str, Any]:
+    entry: dict[str, Any] = {"sha256": sha256_of(file), "bytes": file.stat().st_size}
+    if file.suffix == ".parquet":
+        import pyarrow.parquet
+
+        entry["rows"] = pyarrow.parquet.read_metadata(file).num_rows
+    elif file.suffix == ".arrow":
+        import pyarrow
+
+        with pyarrow.memory_map(str(file)) as memory:
+            entry["rows"] = sum(batch.num_rows for batch in pyarrow.ipc.open_stream(memory))
+    return entry
+
+
+def damage(folder: Path, manifest: Manifest, trust_older: bool = False) -> list[str]:
+    """One line for each file of the manifest that is missing or has changed.
+
+    `trust_older` hashes only the files that were written after the manifest, which is fast.
+    """
+    made = (folder / MANIFEST).stat().st_mtime_ns
+    lines = []
+    for name, entry in manifest["files"].items():
+        file = folder / name
+        if not file.is_file():
+            lines.append(f"{file} is missing")
+        elif (size := file.stat().st_size) != entry["bytes"]:
+            lines.append(f"{file} is damaged: {size} bytes, not {entry['bytes']}")
+        elif trust_older and file.stat().st_mtime_ns <= made:
+            continue
+        elif (found := sha256_of(file)) != entry["sha256"]:
+            lines.append(f"{file} is damaged: sha256 {found}, not {entry['sha256']}")
+    return lines
+
+
+def is_current(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    """Whether the folder is complete and made from just this; says so, or what is wrong, on stderr."""
+    if not (folder / MANIFEST).is_file():
+        return False
+    try:
+        manifest = read_json(folder / MANIFEST, "manifest")
+    except WorkError as error:
+        _say(f"{error}; making the folder again")
+        return False
+    if (manifest["source"], manifest["inputs"]) != (source, inputs):
+        _say(f"{folder}: its source has changed; making it again")
+        return False
+    if lines := damage(folder, manifest):
+        _say(*lines, f"{folder}: making it again")
+        return False
+    _say(f"{folder} is complete; nothing to do")
+    return True
+
+
+def forget_damaged(root: Path) -> list[str]:
+    """Delete the manifest of every damaged folder below `root`; one line for each reason.
+
+    A folder without its manifest counts as not made, so the workflow makes it again. Reads no file
+    that is older than its manifest: fast enough to call whenever the workflow is parsed.
+    """
+    found = []
+    for path in sorted(root.rglob(MANIFEST)):
+        if any(part.startswith(".") for part in path.relative_to(root).parts):
+            continue  # a folder that is being built at this moment
+        try:
+            lines = damage(path.parent, read_json(path, "manifest"), trust_older=True)
+        except WorkError as error:
+            lines = [str(error)]
+        if lines:
+            path.unlink()
+            found += lines
+    return found
+
+
+def _say(*lines: str) -> None:
+    print(*lines, sep="\n", file=sys.stderr)

@@ -1,0 +1,58 @@
+"""Say what a scale needs and whether this machine has it: `lorasp doctor --config config/paper.yaml`."""
+
+import os
+import shutil
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
+
+
+def examine(config: dict[str, Any]) -> list[dict[str, Any]]:
+    """One finding a requirement: {what, found, met}. Takes seconds and changes nothing."""
+    requires = config["requires"]
+    findings = [_disk(config["data_dir"], requires["disk_gib"])]
+    if requires["cuda"]:
+        findings.append(_cuda())
+    if requires["hub"]:
+        findings.append(_hub())
+    return findings
+
+
+def _disk(data_dir: str, needed: float) -> dict[str, Any]:
+    folder = Path(data_dir)
+    while not folder.exists():
+        folder = folder.parent if folder != folder.parent else Path(".")
+    free = shutil.disk_usage(folder).free / 2**30
+    return {
+        "what": f"{needed:g} GiB of free disk under {data_dir}",
+        "found": f"{free:.0f} GiB free",
+        "met": free >= needed,
+    }
+
+
+def _cuda() -> dict[str, Any]:
+    import torch
+
+    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    return {
+        "what": "a CUDA device",
+        "found": ", ".join(devices) or f"torch {torch.__version__} finds none",
+        "met": bool(devices),
+    }
+
+
+def _hub() -> dict[str, Any]:
+    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
+    finding = {"what": f"the Hugging Face hub at {HUB}", "found": "it answers", "met": True}
+    if offline:
+        return finding | {"found": "HF_HUB_OFFLINE is set", "met": False}
+    try:
+        urllib.request.urlopen(f"{HUB}/api/models/google-t5/t5-base", timeout=10).close()
+    except urllib.error.HTTPError:
+        return finding  # it answers; whether a repository may be read is prepare's to say
+    except OSError as error:
+        return finding | {"found": f"cannot be reached: {getattr(error, 'reason', error)}", "met": False}
+    return finding

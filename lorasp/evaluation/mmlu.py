@@ -1,0 +1,130 @@
+"""MMLU, 5-shot, by lm-eval's own tasks: its prompts, its scoring, its standard errors."""
+
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import lm_eval.api.task
+import torch
+from datasets import Dataset
+from lm_eval.api.group import Group
+from lm_eval.api.task import ConfigurableTask
+from lm_eval.evaluator import evaluate as run_tasks
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+from pyarrow import parquet
+from tqdm import tqdm
+from transformers import PreTrainedTokenizerBase
+
+from lorasp.errors import WorkError
+from lorasp.models import DTYPES
+
+SHOTS = 5
+STOCK = Path(lm_eval.api.task.__file__).parents[1] / "tasks" / "mmlu" / "default"
+TEMPLATE = "mmlu_abstract_algebra"  # any stock subject: they differ in name and description alone
+logging.getLogger("lm_eval").setLevel(logging.ERROR)
+# A bar a subject for the writing of its prompts would bury the one for the model's work.
+lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+
+
+def evaluate(
+    resolved: dict[str, Any],
+    model: torch.nn.Module,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmark: Path,
+    batch_size: int,
+) -> dict[str, Any]:
+    """Accuracy over all questions and in each subject, 0 to 100, with lm-eval's standard errors.
+
+    The subjects are the folders of `benchmark`. The score of the whole is the mean over questions,
+    as in lm-eval's group `mmlu`. A subject of one question has no standard error.
+    """
+    precision = resolved["runtime"]["precision"]
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        # HFLM switches autocast off unless it is told, and half precision makes ties of near
+        # log-probabilities
+        mixed_precision_dtype=None if precision == "fp32" else DTYPES[precision],
+        softmax_dtype=torch.float32,
+    )
+    tasks = subject_tasks(benchmark)
+    group = Group.from_config(_stock()["mmlu"] | {"task": None})
+    for task in tasks.values():
+        group.add(task)
+    # 'simple_evaluate' would do the same and spend a second on listing the machine's packages;
+    # one bootstrap iteration, because with none lm-eval leaves out the closed form too
+    found = run_tasks(
+        lm,
+        {"tasks": {task.task_name: task for task in tasks.values()}, "groups": {"mmlu": group}},
+        bootstrap_iters=1,
+        log_samples=False,
+    )["results"]
+    subjects = {subject: _accuracy(found[task.task_name]) for subject, task in tasks.items()}
+    whole = _accuracy(found["mmlu"])
+    split = resolved["task"]["evaluate"][0]
+    size = whole.pop("n")
+    return {"splits": {split: {"n": size, "metrics": {"accuracy": whole}}}, "subjects": subjects}
+
+
+def subject_tasks(benchmark: Path) -> dict[str, ConfigurableTask]:
+    """lm-eval's task of each subject in `benchmark`, reading its questions from there.
+
+    A subject that MMLU does not have gets the same prompts with 'questions (with answers).' as the
+    description. Raises WorkError where there are no subjects, or too few questions in one.
+    """
+    stock = _stock()
+    subjects = sorted(folder.parent.name for folder in benchmark.glob("*/test-*.parquet"))
+    if not subjects:
+        raise WorkError(f"{benchmark} has no subject: a folder with a test-*.parquet file in it")
+    tasks = {}
+    for subject in subjects:
+        name = f"mmlu_{subject}"
+        neutral = stock[TEMPLATE] | {
+            "task": name,
+            "task_alias": subject,
+            "description": "The following are multiple choice questions (with answers).\n\n",
+        }
+        config = stock.get(name, neutral) | {
+            "custom_dataset": read_subject,
+            "dataset_kwargs": {"folder": str(benchmark / subject)},
+            "num_fewshot": SHOTS,
+        }
+        del config["tag"], config["dataset_path"], config["dataset_name"]
+        tasks[subject] = ConfigurableTask(config=config)
+    return tasks
+
+
+def read_subject(folder: str, **_: Any) -> dict[str, Dataset]:
+    """lm-eval's hook for a data set of one's own: the splits of a subject, straight from parquet.
+
+    57 calls of `load_dataset` cost tens of seconds and a cache that runs would share; this reads
+    the files into memory and writes nothing. lm-eval passes the task's metadata too.
+    """
+    splits = {
+        split: Dataset(parquet.read_table(next(Path(folder).glob(f"{split}-*.parquet"))))
+        for split in ("dev", "test")
+        if any(Path(folder).glob(f"{split}-*.parquet"))
+    }
+    for split, least in (("dev", SHOTS), ("test", 1)):
+        size = len(splits.get(split, ()))
+        if size < least:
+            raise WorkError(f"{folder}: split {split} has {size} questions and needs {least}")
+    return splits
+
+
+def _stock() -> dict[str, dict[str, Any]]:
+    """lm-eval's own configurations by task name; indexing its 14,000 others would take 10 s."""
+    index = TaskManager(include_defaults=False, include_path=STOCK).task_index
+    return {name: dict(entry.cfg) for name, entry in index.items() if entry.cfg}
+
+
+def _accuracy(found: dict[str, Any]) -> dict[str, Any]:
+    error = found["acc_stderr,none"]
+    return {
+        "n": found["sample_len"],
+        "value": 100 * float(found["acc,none"]),
+        "stderr": None if error == "N/A" else 100 * float(error),
+    }

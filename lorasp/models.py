@@ -1,0 +1,94 @@
+"""Load a prepared model for a run: architecture, head, number format and device, all from the config."""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BitsAndBytesConfig,
+    PreTrainedTokenizerBase,
+)
+
+from lorasp.errors import UsageError, WorkError
+
+# A new classification head is no news here, and a bar for each file of weights is none either.
+transformers.logging.set_verbosity_error()
+transformers.logging.disable_progress_bar()
+
+CLASSES = {
+    "encoder": AutoModelForSequenceClassification,
+    "seq2seq": AutoModelForSeq2SeqLM,
+    "causal": AutoModelForCausalLM,
+}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer of a prepared model; padding falls back to the end token, as LLaMA needs."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def device_of(resolved: dict[str, Any]) -> torch.device:
+    """The device of a run; UsageError where the config wants CUDA and there is none."""
+    device = torch.device(resolved["runtime"]["device"])
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UsageError(
+            "runtime.device is cuda, but torch finds no CUDA device here; "
+            "use a machine with a GPU, or set runtime.device to cpu"
+        )
+    return device
+
+
+def autocast(resolved: dict[str, Any]) -> AbstractContextManager[Any]:
+    """Mixed precision for the forward pass, as `runtime.precision` says; nothing for fp32."""
+    precision = resolved["runtime"]["precision"]
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device_of(resolved).type, DTYPES[precision])
+
+
+def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
+    """The model in `folder`, on the run's device, weights in `runtime.weights` (default fp32).
+
+    A classification head is drawn from the run's seed. The method's `quantize` loads the linear
+    layers in NF4 (with double quantisation, as QLoRA does) or int8; the `-residual` formats are
+    quantised later, by the method itself. Raises WorkError where the folder holds no such model.
+    """
+    device = device_of(resolved)
+    dtype = DTYPES[resolved["runtime"].get("weights", "fp32")]
+    arguments: dict[str, Any] = {"dtype": dtype}
+    task = resolved.get("task", {})
+    architecture = resolved["model"]["architecture"]
+    if architecture == "encoder":
+        arguments["num_labels"] = 1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
+        # all-MiniLM and its like were saved with another head, or none
+        arguments["ignore_mismatched_sizes"] = True
+    quantize = resolved["method"].get("settings", {}).get("quantize", "none")
+    if quantize in ("nf4", "int8"):
+        arguments["quantization_config"] = (
+            BitsAndBytesConfig(
+                load_in_4bit=True,
+                bnb_4bit_quant_type="nf4",
+                bnb_4bit_use_double_quant=True,
+                bnb_4bit_compute_dtype=DTYPES[resolved["runtime"]["precision"]],
+            )
+            if quantize == "nf4"
+            else BitsAndBytesConfig(load_in_8bit=True)
+        )
+        arguments["device_map"] = {"": str(device)}
+    torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
+    try:
+        model: torch.nn.Module = CLASSES[architecture].from_pretrained(folder, **arguments)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise WorkError(f"cannot load a model for {architecture} from {folder}: {reason}") from error
+    return model if "device_map" in arguments else model.to(device)

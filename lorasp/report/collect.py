@@ -1,0 +1,184 @@
+"""Read every result file of a scale into tables of plain values; a run without one is 'not run'."""
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from lorasp.config import Cell, Config, cells, resolve
+from lorasp.results import fingerprint, read_json
+
+RUN = ["model", "task", "method", "recipe"]
+DONE, TRAINED, NOT_RUN = "done", "trained, not evaluated", "not run"
+
+
+@dataclasses.dataclass(frozen=True)
+class Results:
+    """All that the result files of a scale say, one table for each kind of fact.
+
+    runs: one row for each planned run, with its status, cost and provenance.
+    scores: one row for each run, split and metric; value is NaN where the metric is undefined.
+    summary: one row for each (model, task, method, recipe, metric): seeds, mean, sd.
+    losses: one row for each logged training loss.  profiles: one row for each planned profile.
+    unplanned: result files that the configuration does not name, left out of all else.
+    """
+
+    runs: pd.DataFrame
+    scores: pd.DataFrame
+    summary: pd.DataFrame
+    losses: pd.DataFrame
+    profiles: pd.DataFrame
+    unplanned: list[str]
+
+
+def collect(config: Config) -> Results:
+    """Read results/<scale>. Raises WorkError where a file is damaged, naming it."""
+    planned = cells(config)
+    read = [_read_run(config, cell) for cell in planned]
+    runs = pd.DataFrame([run for run, _, _ in read])
+    score_columns = [*RUN, "seed", "split", "metric", "value", "stderr", "n", "headline"]
+    scores = pd.DataFrame([row for _, rows, _ in read for row in rows], columns=score_columns)
+    loss_columns = [*RUN, "seed", "step", "epoch", "loss", "learning_rate"]
+    losses = pd.DataFrame([row for _, _, rows in read for row in rows], columns=loss_columns)
+    folders = {cell.folder for cell in planned}
+    found = Path("results", config["scale"]).glob("*/*/*/*/seed-*/metrics.json")
+    unplanned = sorted(str(file) for file in found if file.parent not in folders)
+    profiles = pd.DataFrame(_read_profiles(config), columns=PROFILE)
+    return Results(runs, scores, summarise(runs, scores), losses, profiles, unplanned)
+
+
+def anchor(*names: object) -> str:
+    """A name for a place in the page: lower-case letters, digits and hyphens."""
+    return "-".join(re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-") for name in names)
+
+
+def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], list[Any]]:
+    names = {key: getattr(cell, key) for key in (*RUN, "seed")}
+    resolved = resolve(config, cell)
+    run: dict[str, Any] = {
+        **names,
+        "status": NOT_RUN,
+        "metric": resolved["task"]["headline"],
+        "folder": str(cell.folder),
+        "anchor": anchor("runs", *(names[key] for key in RUN)),
+        "same_config": True,
+    }
+    scores: list[dict[str, Any]] = []
+    losses: list[dict[str, Any]] = []
+    seconds = 0.0
+    if (cell.folder / "train.json").exists():
+        train = read_json(cell.folder / "train.json", "train")
+        seconds += train["wall_seconds"]
+        run |= {"status": TRAINED, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
+        run |= {key: train[key] for key in ("peak_memory_bytes", "adapter_bytes", "final_loss")}
+        run |= train["parameters"] | _origin(train, resolved)
+        losses = [names | point for point in train["loss"]]
+    if (cell.folder / "metrics.json").exists():
+        metrics = read_json(cell.folder / "metrics.json", "metrics")
+        headline = metrics["headline"]
+        seconds += metrics["wall_seconds"]
+        run |= {key: headline[key] for key in ("metric", "value", "stderr", "n")}
+        run |= {"status": DONE, "evaluate_seconds": metrics["wall_seconds"]}
+        run |= _origin(metrics, resolved)
+        for split, entry in metrics["splits"].items():
+            for metric, score in entry["metrics"].items():
+                row = {"split": split, "metric": metric, "n": entry["n"], "headline": False}
+                scores.append(names | row | {key: score.get(key) for key in ("value", "stderr")})
+        overall = {key: headline[key] for key in ("metric", "value", "stderr", "n")}
+        scores.append(names | overall | {"split": "all", "headline": True})
+    return run | {"wall_seconds": seconds}, scores, losses
+
+
+def _origin(result: dict[str, Any], resolved: Config) -> dict[str, Any]:
+    """Where a result came from, in words short enough for a table."""
+    made = result["provenance"]
+    git, machine = made.get("git", {}), made.get("machine", {})
+    return {
+        "commit": git.get("commit"),
+        "dirty": git.get("dirty"),
+        "machine": ", ".join(sorted(set(machine.get("gpus", [])))) or machine.get("cpu"),
+        "cores": machine.get("cores"),
+        "versions": {"python": made.get("python"), **made.get("versions", {})},
+        "data": {name: digest[:12] for name, digest in sorted(result["data"].items())},
+        "config": fingerprint(result["config"])[:12],
+        "same_config": fingerprint(result["config"]) == fingerprint(resolved),
+        "finished": result["finished"],
+    }
+
+
+def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
+    """Seeds, mean and standard deviation of every metric of every (model, task, method, recipe).
+
+    A metric with several splits is the mean over them; the headline is the one that the evaluation
+    wrote. `sd` has n − 1 in the denominator and is NaN for a single seed; `planned` counts the seeds
+    in the configuration, `done` those with a value, `undefined` those whose metric has none.
+    """
+    planned = runs.groupby(RUN, sort=False).size().rename("planned").reset_index()
+    heads = scores[scores["headline"]]
+    others = scores[~scores["headline"]].groupby([*RUN, "seed", "metric"], sort=False, as_index=False)
+    averaged = others["value"].agg(lambda values: values.astype(float).mean(skipna=False))
+    each = pd.concat([heads[[*RUN, "seed", "metric", "value"]], averaged], ignore_index=True)
+    each = each.drop_duplicates([*RUN, "seed", "metric"])  # the headline comes first, so it stays
+    rows = []
+    for key, group in each.groupby([*RUN, "metric"], sort=False):
+        values = group["value"].astype(float).dropna()
+        rows.append(
+            dict(zip([*RUN, "metric"], key, strict=True))
+            | {
+                "done": len(values),
+                "undefined": len(group) - len(values),
+                "mean": values.mean(),
+                "sd": values.std(ddof=1),
+                "values": values.tolist(),
+            }
+        )
+    columns = [*RUN, "metric", "done", "undefined", "mean", "sd", "values"]
+    return planned.merge(pd.DataFrame(rows, columns=columns), on=RUN, how="left").fillna(
+        {"done": 0, "undefined": 0}
+    )
+
+
+PROFILE = [
+    "model", "method", "status", "batch", "length", "device", "threads", "step", "q1", "q3",
+    "forward", "backward", "optimizer", "tokens_per_second", "peak_memory", "counter", "trainable",
+    "total", "base", "adapter_states", "states", "adapter_bytes",
+]  # fmt: skip
+
+
+def _read_profiles(config: Config) -> list[dict[str, Any]]:
+    """One row for each planned profile: seconds, bytes and counts, or the status 'not run'."""
+    rows = []
+    for plan in config["profile"]["cells"]:
+        for method in plan["methods"]:
+            row = {"model": plan["model"], "method": method, "status": NOT_RUN}
+            row |= {"batch": plan["batch"], "length": plan["length"]}
+            path = Path("results", config["scale"], "profile", plan["model"], f"{method}.json")
+            rows.append(row | _read_profile(path) if path.exists() else row)
+    return rows
+
+
+def _read_profile(path: Path) -> dict[str, Any]:
+    profile = read_json(path, "profile")
+    seconds, states = profile["seconds"], profile["states"]
+    adapter = sum(states["adapter"].values())
+    return {
+        "status": DONE,
+        "batch": profile["batch"],
+        "length": profile["length"],
+        "device": profile["device"]["name"],
+        "threads": profile["device"]["threads"],
+        "step": seconds["step"]["median"],
+        "q1": seconds["step"]["q1"],
+        "q3": seconds["step"]["q3"],
+        **{phase: seconds[phase]["median"] for phase in ("forward", "backward", "optimizer")},
+        "tokens_per_second": profile["tokens_per_second"],
+        "peak_memory": profile["peak_memory_bytes"],
+        "counter": profile["peak_memory_counter"],
+        **profile["parameters"],
+        "base": states["base"],
+        "adapter_states": adapter,
+        "states": adapter + sum(states["other"].values()),
+        "adapter_bytes": profile["adapter_bytes"],
+    }

@@ -1,0 +1,161 @@
+"""What the stages hand to each other: JSON files written whole or not at all, each with a schema."""
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import yaml
+
+from lorasp import __version__
+from lorasp.errors import WorkError
+
+SCHEMAS = Path(__file__).parent / "schemas"
+PACKAGES = (
+    "torch transformers peft bitsandbytes accelerate datasets tokenizers safetensors "
+    "sacrebleu rouge-score scikit-learn scipy lm-eval snakemake numpy"
+).split()
+
+
+def sha256_of(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def fingerprint(value: Any) -> str:
+    """Hex sha256 of a JSON-like value, the same for equal values whatever the order of keys."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a temporary file name beside `path`; it becomes `path` if the block succeeds.
+
+    Raises WorkError, naming the file, when the disk refuses; nothing half-written stays behind.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)  # mkstemp makes it private; results are for everybody
+        temporary.replace(path)
+    except OSError as error:
+        raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@functools.cache
+def schema(kind: str) -> dict[str, Any]:
+    """The published JSON schema of a kind of file: config, manifest, train, metrics, profile."""
+    document: dict[str, Any] = json.loads((SCHEMAS / f"{kind}.schema.json").read_text())
+    return document
+
+
+def first_error(value: Any, kind: str) -> str | None:
+    """The first violation of a schema as 'key: what was found and what is allowed', or None."""
+    validator = jsonschema.Draft202012Validator(schema(kind))
+    error = jsonschema.exceptions.best_match(validator.iter_errors(value))
+    if error is None:
+        return None
+    where = ".".join(str(part) for part in error.absolute_path) or "top level"
+    return f"{where}: {error.message}"
+
+
+def write_json(path: Path, value: dict[str, Any], kind: str) -> None:
+    """Write a result of a kind, validated, through a temporary name.
+
+    Raises WorkError where the value breaks its schema or the disk refuses.
+    """
+    document = {"schema": 1, "kind": kind, **value}
+    if problem := first_error(document, kind):
+        raise WorkError(f"refusing to write {path}: not a valid {kind} file: {problem}")
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(document, indent=1, sort_keys=True) + "\n")
+
+
+def read_json(path: Path, kind: str) -> dict[str, Any]:
+    """Read and validate a result of a kind; WorkError names the file and what is wrong with it."""
+    try:
+        document: dict[str, Any] = json.loads(path.read_text())
+    except OSError as error:
+        raise WorkError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise WorkError(f"{path} is not JSON ({error}); delete it and run the stage again") from error
+    if problem := first_error(document, kind):
+        raise WorkError(f"{path} is not a valid {kind} file ({problem}); run its stage again")
+    return document
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; WorkError where it cannot be read or is no mapping."""
+    try:
+        document = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise WorkError(f"cannot read {path}: {error.strerror}") from error
+    except yaml.YAMLError as error:
+        raise WorkError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(document, dict):
+        raise WorkError(f"{path} must hold a YAML mapping, not {type(document).__name__}")
+    return document
+
+
+def _git(*arguments: str) -> str | None:
+    package = Path(__file__).parent
+    done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True)
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """Code, packages and machine that made a result: commit, versions, CPU, GPUs, threads."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    commit = _git("rev-parse", "HEAD")
+    dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
+    cpu = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        platform.processor(),
+    ) if Path("/proc/cpuinfo").exists() else platform.processor()
+    return {
+        "lorasp": __version__,
+        "git": {"commit": commit, "dirty": dirty},
+        "versions": versions,
+        "python": platform.python_version(),
+        "machine": {
+            "system": platform.system(),
+            "architecture": platform.machine(),
+            "cpu": cpu,
+            "cores": os.cpu_count(),
+            "gpus": _gpus(),
+        },
+    }
+
+
+def _gpus() -> list[str]:
+    import torch
+
+    return [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]

@@ -1,0 +1,137 @@
+"""Import torch once and fork for every job: `lorasp serve -- snakemake --cores all …`.
+
+A short run spends more time on importing torch, transformers and PEFT than on its work. `serve`
+imports them, listens on a socket and runs the given command with LORASP_SERVER in its environment.
+Every `lorasp train …` under it hands its arguments, folder, environment and open files to the
+server, which forks a process that has everything imported and does the work exactly as if it were
+started alone. Without a server the same commands simply run by themselves.
+"""
+
+import array
+import contextlib
+import importlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+VARIABLE = "LORASP_SERVER"
+PRELOADED = (
+    "torch",
+    "transformers",
+    "peft",
+    "datasets",
+    "lorasp.training.train",
+    "lorasp.evaluation.evaluate",
+    "lorasp.profiling.measure",
+    "lorasp.data.prepare",
+)
+Main = Callable[[list[str]], int]
+
+
+def serve(command: list[str], main: Main) -> int:
+    """Run `command` with a server at its side; its exit code."""
+    with tempfile.TemporaryDirectory(prefix="lorasp-") as folder:
+        address = str(Path(folder, "socket"))
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(address)
+        listener.listen(64)
+        server = os.fork()
+        if server == 0:
+            _listen(listener, main)
+        listener.close()
+        try:
+            return subprocess.run(command, env={**os.environ, VARIABLE: address}).returncode
+        except FileNotFoundError:
+            print(f"error: there is no command {command[0]!r}", file=sys.stderr)
+            return 2
+        finally:
+            os.kill(server, signal.SIGTERM)
+            os.waitpid(server, 0)
+
+
+def _listen(listener: socket.socket, main: Main) -> None:
+    """The server process: import, then fork once for each connection, for ever."""
+    os.setpgrp()  # an interrupt at the terminal is for the command; we end after it
+    for name in PRELOADED:
+        importlib.import_module(name)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children report by themselves
+    while True:
+        connection, _ = listener.accept()
+        if os.fork() == 0:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            listener.close()
+            _child(connection, main)
+        connection.close()
+
+
+def _child(connection: socket.socket, main: Main) -> None:
+    """One job: take over the caller's files, folder and environment, work, answer its exit code."""
+    request, files = _receive(connection)
+    for target, file in enumerate(files):
+        os.dup2(file, target)
+        os.close(file)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    _set_threads()
+    # when the caller is killed its end of the socket closes, and so must we
+    threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
+    code = 1
+    with contextlib.suppress(KeyboardInterrupt):
+        code = main(request["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    with contextlib.suppress(OSError):
+        connection.sendall(bytes([code]))
+    os._exit(code)
+
+
+def _set_threads() -> None:
+    """torch read OMP_NUM_THREADS when it was imported; each job has its own."""
+    import torch
+
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads:
+        torch.set_num_threads(int(threads))
+
+
+def _die_with(connection: socket.socket) -> None:
+    if not connection.recv(1):
+        os._exit(1)
+
+
+def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+    descriptors = array.array("i")
+    message, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_LEN(3 * descriptors.itemsize))
+    for _, _, content in ancillary:
+        descriptors.frombytes(content)
+    while not message.endswith(b"\n"):
+        message += connection.recv(1 << 16)
+    return json.loads(message), list(descriptors)
+
+
+def forward(arguments: list[str]) -> int | None:
+    """Have a server run this command; its exit code, or None where no server listens."""
+    address = os.environ.get(VARIABLE)
+    if address is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX)
+    try:
+        connection.connect(address)
+    except OSError:
+        return None
+    environment = {key: value for key, value in os.environ.items() if key != VARIABLE}
+    request = {"arguments": arguments, "folder": os.getcwd(), "environment": environment}
+    descriptors = array.array("i", [0, 1, 2])
+    payload = json.dumps(request).encode() + b"\n"
+    sent = connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+    connection.sendall(payload[sent:])
+    answer = connection.recv(1)
+    return answer[0] if answer else 1

@@ -1,0 +1,26 @@
+# The scores of one run.
+
+
+rule evaluate:
+    input:
+        result=rules.train.output.result,
+        adapter=rules.train.output.adapter,
+        data=task_datasets,
+    output:
+        f"{RUN}/metrics.json",
+    log:
+        f"{RUN}/evaluate.txt",
+    benchmark:
+        f"{RUN}/evaluate.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    params:
+        config=CONFIG_FILE,
+        values=evaluate_values,
+        code=stage_code("evaluation", "metrics", "models"),
+    shell:
+        "lorasp evaluate --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed} &> {log}"

@@ -1,0 +1,76 @@
+# Fetch or make data sets and models, and tokenise each task once for each model.
+
+
+rule machine:
+    output:
+        temp(f"{RESULTS}/machine.txt"),
+    log:
+        f"{RESULTS}/machine.log",
+    conda:
+        "../../envs/suite.yaml"
+    resources:
+        gpu=GPUS,
+    params:
+        config=CONFIG_FILE,
+    shell:
+        "lorasp doctor --config {params.config} 2>&1 > {output} | tee {log} >&2"
+
+
+rule prepare_dataset:
+    input:
+        ancient(rules.machine.output),
+    output:
+        DATA / "{dataset}" / "manifest.json",
+    log:
+        f"{RESULTS}/logs/prepare-{{dataset}}.log",
+    benchmark:
+        f"{RESULTS}/logs/prepare-{{dataset}}.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    params:
+        config=CONFIG_FILE,
+        entry=dataset_entry,
+        code=stage_code("data"),
+    shell:
+        "lorasp prepare --config {params.config} --dataset {wildcards.dataset} &> {log}"
+
+
+rule prepare_model:
+    input:
+        ancient(rules.machine.output),
+        needs=model_needs,
+    output:
+        DATA / "models" / "{model}" / "manifest.json",
+    log:
+        f"{RESULTS}/logs/prepare-model-{{model}}.log",
+    benchmark:
+        f"{RESULTS}/logs/prepare-model-{{model}}.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    params:
+        config=CONFIG_FILE,
+        source=model_source,
+        code=stage_code("data"),
+    shell:
+        "lorasp prepare --config {params.config} --model {wildcards.model} &> {log}"
+
+
+rule prepare_tokens:
+    input:
+        dataset=task_dataset,
+        model=task_model,
+    output:
+        DATA / "tokens" / "{model}" / "{task}" / "manifest.json",
+    log:
+        f"{RESULTS}/logs/tokens-{{model}}-{{task}}.log",
+    benchmark:
+        f"{RESULTS}/logs/tokens-{{model}}-{{task}}.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    params:
+        config=CONFIG_FILE,
+        task=task_text,
+        code=stage_code("data"),
+    shell:
+        "lorasp prepare --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        " &> {log}"

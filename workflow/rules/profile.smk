@@ -1,0 +1,24 @@
+# Step time, memory and bytes of states, measured on this machine.
+
+
+rule profile:
+    input:
+        model=task_model,
+    output:
+        f"{RESULTS}/profile/{{model}}/{{method}}.json",
+    log:
+        f"{RESULTS}/profile/{{model}}/{{method}}.log",
+    benchmark:
+        f"{RESULTS}/profile/{{model}}/{{method}}.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    threads: workflow.cores
+    resources:
+        gpu=GPUS,
+    params:
+        config=CONFIG_FILE,
+        values=profile_values,
+        code=stage_code("profiling", "adapters", "models"),
+    shell:
+        "lorasp profile --config {params.config} --model {wildcards.model}"
+        " --method {wildcards.method} &> {log}"

@@ -1,0 +1,67 @@
+# The page, its tables and figures; and a target for each table and task.
+
+
+rule report:
+    input:
+        metrics=metrics_of(CELLS),
+        profiles=PROFILES,
+    output:
+        page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
+        text=f"{REPORT}/report.md",
+        tables=report(
+            directory(f"{REPORT}/tables"),
+            patterns=["{name}.csv"],
+            caption="../report/table1.rst",
+            category="Tables",
+        ),
+        figures=report(
+            directory(f"{REPORT}/figures"),
+            patterns=["{name}.svg"],
+            caption="../report/figure2.rst",
+            category="Figures",
+        ),
+    log:
+        f"{RESULTS}/logs/report.log",
+    benchmark:
+        f"{RESULTS}/logs/report.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    params:
+        config=CONFIG_FILE,
+        code=stage_code("report", "claims", "config"),
+    shell:
+        "lorasp report --config {params.config} &> {log}"
+
+
+for table in sorted({table_of(run) for run in CELLS}):
+
+    rule:
+        name:
+            f"table{table}"
+        input:
+            metrics_of(run for run in CELLS if table_of(run) == table),
+        log:
+            f"{RESULTS}/logs/table{table}.log",
+        conda:
+            "../../envs/suite.yaml"
+        params:
+            config=CONFIG_FILE,
+        shell:
+            "lorasp report --config {params.config} 2>&1 | tee {log}"
+
+
+for task in sorted({run.task for run in CELLS}):
+
+    rule:
+        name:
+            task
+        input:
+            metrics_of(run for run in CELLS if run.task == task),
+        log:
+            f"{RESULTS}/logs/{task}.log",
+        conda:
+            "../../envs/suite.yaml"
+        params:
+            config=CONFIG_FILE,
+        shell:
+            "lorasp report --config {params.config} 2>&1 | tee {log}"

@@ -1,0 +1,26 @@
+# One run: a model, a task, a method, a recipe and a seed.
+
+
+rule train:
+    input:
+        model=task_model,
+        tokens=rules.prepare_tokens.output,
+    output:
+        result=f"{RUN}/train.json",
+        adapter=directory(f"{RUN}/adapter"),
+    log:
+        f"{RUN}/log.txt",
+    benchmark:
+        f"{RUN}/train.tsv"
+    conda:
+        "../../envs/suite.yaml"
+    threads: THREADS
+    resources:
+        gpu=GPUS,
+    params:
+        config=CONFIG_FILE,
+        values=train_values,
+        code=stage_code("training", "adapters", "models", "metrics"),
+    shell:
+        "lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed} &> {log}"

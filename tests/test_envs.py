@@ -1,7 +1,6 @@
-"""The conda files parse as conda reads them, pin what the lock pins, and hold what the rules need."""
+"""The conda files parse as conda reads them, pin what the lock pins, and suit the rules."""
 
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -37,7 +36,7 @@ def test_pins_equal_the_lock(file: Path) -> None:
     conda, pip = split(file)
     specs = {spec.name.normalized: str(spec.version) for spec in conda}
     assert specs.pop("python") == "3.11.*"
-    assert "pip" in specs  # conda needs it to install the rest
+    assert "pip" in specs  # which installs the rest
     for name, version in specs.items():
         assert name == "pip" or version == f"=={PINS[canonicalize_name(name)]}"
     for requirement in pip:
@@ -61,4 +60,3 @@ def test_every_rule_names_an_environment_that_exists() -> None:
         for path in re.findall(r'conda:\s+"([^"]+)"', rules.read_text()):
             named.add((rules.parent / path).resolve())
     assert named == {file.resolve() for file in ENVS}
-    assert sys.version_info >= (3, 11)

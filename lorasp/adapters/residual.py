@@ -10,7 +10,7 @@ from transformers.quantizers.base import get_keys_to_not_convert
 from lorasp.errors import UsageError
 
 from .config import LoraSpConfig
-from .layer import Linear, LoraSpLayer
+from .layer import LoraSpLayer
 from .model import LoraSpModel
 
 HEADS = ("lm_head", "classifier", "score", "qa_outputs")
@@ -52,16 +52,20 @@ def quantize_residual(
     return model
 
 
-def subtract_initial_product(model: nn.Module, config: LoraSpConfig) -> None:
+def subtract_initial_product(model: Any, config: LoraSpConfig) -> None:
     """Take dW0 out of the weight of every module that `config` would adapt, in place."""
     tuner = LoraSpModel(model, deepcopy(config), "initial")
-    for name, layer in model.named_modules():
-        if isinstance(layer, LoraSpLayer):
-            weight = layer.get_base_layer().weight
-            if not isinstance(layer, Linear) or not isinstance(weight, torch.Tensor):
-                raise UsageError(f"target module {name} is quantized already: load it plain.")
-            weight -= layer.get_delta_weight("initial")
+    layers: dict[str, Any] = {n: m for n, m in model.named_modules() if isinstance(m, LoraSpLayer)}
+    unfit = [n for n, layer in layers.items() if type(layer.get_base_layer()) is not nn.Linear]
+    for layer in layers.values() if not unfit else ():
+        layer.get_base_layer().weight.data -= layer.get_delta_weight("initial")
     tuner.unload()
+    if unfit:
+        found = type(model.get_submodule(unfit[0])).__name__
+        raise UsageError(
+            f"target module {unfit[0]} is a {found}, and only plain Linear layers can be "
+            "quantized: load the model unquantized, or leave the module out of target_modules."
+        )
 
 
 def _is_kept(name: str, kept: set[str]) -> bool:

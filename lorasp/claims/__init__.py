@@ -17,7 +17,9 @@ def load_claims(path: Path = PAPER) -> dict[str, Any]:
     Raises WorkError where the file cannot be read, breaks its schema, or uses an id twice.
     """
     document = read_yaml(path)
-    document["tables"] = {str(number): table for number, table in document.get("tables", {}).items()}
+    document["tables"] = {
+        str(number): table for number, table in document.get("tables", {}).items()
+    }
     if problem := first_error(document, "claims"):
         raise WorkError(f"{path}: {problem}")
     ids = [claim["id"] for claim in document["claims"]]

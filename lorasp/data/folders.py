@@ -96,7 +96,7 @@ def damage(folder: Path, manifest: Manifest, trust_older: bool = False) -> list[
 
 
 def is_current(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> bool:
-    """Whether the folder is complete and made from just this; says so, or what is wrong, on stderr."""
+    """Whether the folder is complete and made from just this; the reason goes to stderr."""
     if not (folder / MANIFEST).is_file():
         return False
     try:

@@ -1,4 +1,4 @@
-"""Tiny invented data sets in the real layouts: seeded, balanced, and learnable from single words."""
+"""Tiny invented data sets in the real layouts: seeded, balanced, learnable from single words."""
 
 import functools
 import random
@@ -11,6 +11,7 @@ from lorasp.data.mmlu import SUBJECTS
 from lorasp.errors import UsageError
 
 Row = dict[str, Any]
+Maker = Callable[[int, random.Random], Row]
 Tables = dict[str, Dataset]
 
 GLUE_ROWS = {"train": 64, "validation": 32}
@@ -22,15 +23,33 @@ VERBS = ["sees", "finds", "carries", "follows", "likes", "paints"]
 GOOD = ["bright", "kind", "lovely", "clever"]
 BAD = ["gloomy", "cruel", "boring", "clumsy"]
 # Word for word, without grammar: the model has a mapping to learn, diacritics included.
-ROMANIAN = dict(
-    zip(
-        ["the", *NOUNS, *VERBS, *GOOD, *BAD],
-        "această pisică râu oraș casă învățător vară pâine floare pasăre masă "
-        "vede găsește cară urmează place pictează "
-        "strălucitor bun încântător deștept posomorât crud plictisitor împiedicat".split(),
-        strict=True,
-    )
-)
+ROMANIAN = {
+    "the": "această",
+    "cat": "pisică",
+    "river": "râu",
+    "city": "oraș",
+    "house": "casă",
+    "teacher": "învățător",
+    "summer": "vară",
+    "bread": "pâine",
+    "flower": "floare",
+    "bird": "pasăre",
+    "table": "masă",
+    "sees": "vede",
+    "finds": "găsește",
+    "carries": "cară",
+    "follows": "urmează",
+    "likes": "place",
+    "paints": "pictează",
+    "bright": "strălucitor",
+    "kind": "bun",
+    "lovely": "încântător",
+    "clever": "deștept",
+    "gloomy": "posomorât",
+    "cruel": "crud",
+    "boring": "plictisitor",
+    "clumsy": "împiedicat",
+}
 
 
 def tables(task: str) -> Tables:
@@ -41,8 +60,9 @@ def tables(task: str) -> Tables:
     }
 
 
-def _plan(task: str) -> dict[str, tuple[Callable[[int, random.Random], Row], int, random.Random]]:
+def _plan(task: str) -> dict[str, tuple[Maker, int, random.Random]]:
     """The maker of rows, their number and their own stream of random numbers for each split."""
+    makers: dict[str, Maker]
     if task == "mmlu":
         makers = {
             f"{subject}/{split}": functools.partial(_mmlu, subject)
@@ -64,14 +84,16 @@ def _plan(task: str) -> dict[str, tuple[Callable[[int, random.Random], Row], int
     else:
         known = ", ".join(sorted([*GLUE, "wmt16-en-ro", "alpaca-mmlu", "mmlu"]))
         raise UsageError(f"no data can be generated for task {task!r}; they can for {known}")
-    return {split: (makers[split], counts[split], random.Random(f"{task}/{split}")) for split in counts}
+    return {
+        split: (makers[split], counts[split], random.Random(f"{task}/{split}")) for split in counts
+    }
 
 
 def _clause(rng: random.Random, adjectives: list[str]) -> str:
     """Six to twelve words, so that texts differ in length."""
     words = ["the", rng.choice(adjectives), rng.choice(NOUNS), rng.choice(VERBS), "the"]
-    more = rng.choices(adjectives, k=rng.randrange(7)) + [rng.choice(NOUNS)]
-    return " ".join(words + more)
+    more = rng.choices(adjectives, k=rng.randrange(7))
+    return " ".join([*words, *more, rng.choice(NOUNS)])
 
 
 def _sst2(index: int, rng: random.Random) -> Row:
@@ -93,7 +115,7 @@ def _same_or_other(rng: random.Random, same: bool) -> tuple[str, str]:
     return first, f"surely {first}" if same else _clause(rng, BAD)
 
 
-def _pair(first_column: str, second_column: str, same_label: int) -> Callable[..., Row]:
+def _pair(first_column: str, second_column: str, same_label: int) -> Maker:
     def make(index: int, rng: random.Random) -> Row:
         label = index % 2
         first, second = _same_or_other(rng, label == same_label)
@@ -124,7 +146,7 @@ def _stsb(index: int, rng: random.Random) -> Row:
     return {**sentences, "label": float(score), "idx": index}
 
 
-GLUE: dict[str, Callable[[int, random.Random], Row]] = {
+GLUE: dict[str, Maker] = {
     "mnli": _mnli,
     "sst2": _sst2,
     "mrpc": _pair("sentence1", "sentence2", same_label=1),
@@ -146,8 +168,8 @@ def _alpaca(index: int, rng: random.Random) -> Row:
     word = rng.choice(NOUNS)
     if index % 3 == 0:
         return {"instruction": f"Say {word} twice.", "input": "", "output": f"{word} {word}"}
-    clause = _clause(rng, GOOD)
-    return {"instruction": "Give the first noun.", "input": clause, "output": clause.split()[2]}
+    text = f"the {rng.choice(GOOD)} {word}"
+    return {"instruction": "Give the noun.", "input": text, "output": word}
 
 
 def _mmlu(subject: str, index: int, rng: random.Random) -> Row:

@@ -1,17 +1,17 @@
 """The source `hub`: data sets and models of the Hugging Face hub at a pinned revision."""
 
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2  # the HTTP client of huggingface-hub
 import huggingface_hub
 from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetNotFoundError
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-from lorasp.data.local import MODEL_FILES, WEIGHTS, model_files
+from lorasp.data import local
 from lorasp.data.mmlu import SPLITS, SUBJECTS
 from lorasp.errors import WorkError
 
@@ -28,9 +28,11 @@ def _reaching(source: Source) -> Iterator[None]:
         raise WorkError(
             f"{what} is gated: accept its licence on its page of the hub, then `hf auth login`"
         ) from error
-    except (RepositoryNotFoundError, RevisionNotFoundError) as error:
+    except (DatasetNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise WorkError(f"the hub has no {what}, or only for those who log in") from error
-    except (OSError, httpx.HTTPError) as error:
+    except ValueError as error:  # a configuration that the data set does not have
+        raise WorkError(f"{what} cannot be loaded: {' '.join(str(error).split())}") from error
+    except (OSError, httpx2.HTTPError) as error:
         if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
             raise  # the disk, not the network
         raise WorkError(
@@ -69,22 +71,21 @@ def _flat(rows: Dataset) -> Dataset:
 def write_model(place: Path, source: Source, folder: Path) -> None:
     """Download a model's configuration, safetensors weights and tokenizer.
 
-    An interrupted download is kept in `folder` and goes on from there. Raises WorkError where the
-    revision has no safetensors weights: pickled ones can run code and are not taken.
+    The download stays in `folder` and its files are linked: an interrupted one goes on from there,
+    and to make the model again costs no second download. Raises WorkError where the revision has no
+    safetensors weights: pickled ones can run code and are not taken.
     """
     download = folder / f"{source['id'].replace('/', '--')}@{source['revision']}"
     with _reaching(source):
         huggingface_hub.snapshot_download(
             source["id"],
             revision=source["revision"],
-            allow_patterns=list(MODEL_FILES),
+            allow_patterns=list(local.MODEL_FILES),
             local_dir=download,
         )
-    if not any(file for pattern in WEIGHTS for file in download.glob(pattern)):
+    if not any(file for pattern in local.WEIGHTS for file in download.glob(pattern)):
         raise WorkError(
             f"{source['id']} has no safetensors weights at revision {source['revision']}, and "
             "pickled weights are not taken: pin a revision that has them"
         )
-    for file in model_files(download):
-        file.rename(place / file.name)
-    shutil.rmtree(download)
+    local.write_model(place, download)

@@ -71,16 +71,23 @@ def table_files(path: str) -> dict[str, list[Path]]:
 
 def tables(path: str) -> dict[str, Dataset]:
     """Every table of a folder or file. Raises WorkError naming a file that cannot be read."""
-    return {
-        table: Dataset(pa.concat_tables([_read(file) for file in files], promote_options="default"))
-        for table, files in table_files(path).items()
-    }
+    return {table: Dataset(_joined(files)) for table, files in table_files(path).items()}
+
+
+def _joined(files: list[Path]) -> pa.Table:
+    try:
+        return pa.concat_tables([_read(file) for file in files], promote_options="default")
+    except pa.ArrowException as error:
+        names = ", ".join(map(str, files))
+        raise WorkError(f"the columns of {names} do not fit together: {error}") from error
 
 
 def _read(file: Path) -> pa.Table:
     try:
-        return READERS[file.suffix](file)
-    except (OSError, pa.ArrowException) as error:
+        table = READERS[file.suffix](file)
+        _ = table.column_names  # decodes them, which fails where the text is not UTF-8
+        return table
+    except (OSError, UnicodeDecodeError, pa.ArrowException) as error:
         reason = " ".join(str(error).split())
         raise WorkError(f"cannot read {file} as {file.suffix[1:]}: {reason}") from error
 

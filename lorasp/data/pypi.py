@@ -1,4 +1,4 @@
-"""The source `pypi`: pinned artefacts of the package index, read as archives and never installed."""
+"""The source `pypi`: pinned artefacts of the package index, read as archives, never installed."""
 
 import fnmatch
 import io
@@ -37,6 +37,7 @@ def fetch(artefact: Artefact, folder: Path) -> Path:
             return file
         print(f"{file} is damaged: sha256 {found}; downloading it again", file=sys.stderr)
         file.unlink()
+    print(f"downloading {artefact['file']}", file=sys.stderr)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as name:
         place = Path(name)
@@ -110,14 +111,12 @@ def _safe(paths: list[str], name: str) -> list[str]:
     return paths
 
 
-def files_of(archive: Path, pattern: str) -> Iterator[tuple[str, bytes]]:
+def files_of(archive: Path, pattern: str) -> list[tuple[str, bytes]]:
     """`members` of an archive on disk; WorkError where none matches."""
-    count = 0
     with archive.open("rb") as file:
-        for count, member in enumerate(members(file, archive.name, pattern), start=1):
-            yield member
-    if not count:
-        raise WorkError(f"{archive.name} holds no file {pattern}")
+        if found := list(members(file, archive.name, pattern)):
+            return found
+    raise WorkError(f"{archive.name} holds no file {pattern}")
 
 
 def nested(content: bytes, name: str, pattern: str) -> Iterator[tuple[str, bytes]]:

@@ -6,15 +6,16 @@ import json
 import random
 import re
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
 
-from lorasp.data.instructions import FOLDERS
+from lorasp.data.mmlu import NAMES
 from lorasp.data.pypi import files_of, nested
 from lorasp.errors import UsageError, WorkError
+from lorasp.results import read_yaml
 
 Archives = dict[str, Path]
 Tables = dict[str, Dataset]
@@ -59,18 +60,20 @@ def hutto_reviews(archives: Archives, label: str) -> Tables:
 
 
 def gettext_ro(
-    archives: Archives, packages: list[str], min_words: int = 1, apart_from: tuple[str, ...] = ()
+    archives: Archives, packages: Sequence[str], min_words: int = 1, without: Sequence[str] = ()
 ) -> Tables:
     """Pairs `en`, `ro` from the Romanian message catalogues of the named packages.
 
     Of a plural the first form is taken; pairs that are equal are left out, and an English text
-    comes once. Texts that also occur in the packages of `apart_from` are in no held-out split: a
+    comes once. Texts that also occur in the packages of `without` are in no held-out split: a
     model trained on those has never seen what it is tested on.
     """
-    for name in (*packages, *apart_from):
+    for name in (*packages, *without):
         if name not in archives:
-            raise UsageError(f"options names the package {name!r}; artefacts are {', '.join(archives)}")
-    known = {en for package in apart_from for en, _ in _pairs(archives[package])}
+            raise UsageError(
+                f"options names the package {name!r}; artefacts are {', '.join(archives)}"
+            )
+    known = {en for package in without for en, _ in _pairs(archives[package])}
     unique: dict[str, str] = {}
     for package in packages:
         for en, ro in _pairs(archives[package]):
@@ -79,7 +82,10 @@ def gettext_ro(
     rows = [{"en": en, "ro": ro} for en, ro in unique.items()]
     tenths = {"train": range(8), "validation": range(8, 9), "test": range(9, 10)}
     tables = _split(rows, "en", tenths)
-    held_out = {split: tables[split].filter(lambda row: row["en"] not in known) for split in ("validation", "test")}
+    held_out = {
+        split: tables[split].filter(lambda row: row["en"] not in known)
+        for split in ("validation", "test")
+    }
     return tables | held_out
 
 
@@ -113,12 +119,12 @@ def _messages(content: bytes, name: str) -> Iterator[tuple[str, str]]:
 def evals_instructions(archives: Archives, per_folder: int = 40, max_words: int = 40) -> Tables:
     """`instruction`, `input`, `output` from the system, user and ideal texts of OpenAI's evals.
 
-    Of each folder in `instructions.FOLDERS` at most `per_folder` rows, drawn by its name; prompts
+    Of each folder in `names.yaml` at most `per_folder` rows, drawn by its name; prompts
     of over 150 words, answers of over `max_words`, and lettered options are left out.
     """
     (archive,) = archives.values()
     rows = []
-    for folder in FOLDERS:
+    for folder in read_yaml(NAMES)["instruction_folders"]:
         found = []
         for _, content in files_of(archive, f"evals/registry/data/{folder}/*.jsonl"):
             for line in content.decode().splitlines():
@@ -177,7 +183,9 @@ def _few_shots() -> Iterator[Row]:
     """The worked examples of lm-eval's `flan_cot_fewshot`, reduced to question and answer."""
     package = importlib.util.find_spec("lm_eval")
     if package is None or package.origin is None:
-        raise WorkError("the few-shot examples come from the package lm_eval, which is not installed")
+        raise WorkError(
+            "the few-shot examples come from the package lm_eval, which is not installed"
+        )
     file = Path(package.origin).parent / "tasks" / "mmlu" / "flan_cot_fewshot" / "_cot_prompts.json"
     for prompts in json.loads(file.read_text()).values():
         for example in prompts.split("\n\nQ: ")[1:]:

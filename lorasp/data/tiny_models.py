@@ -9,6 +9,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
+    PretrainedConfig,
+    PreTrainedModel,
     PreTrainedTokenizerFast,
     RobertaConfig,
     RobertaForMaskedLM,
@@ -18,11 +20,17 @@ from transformers import (
 
 from lorasp.data import generated
 from lorasp.data.tokens import prompt_text
+from lorasp.errors import UsageError
 from lorasp.tasks import load_task
 
 # The order of the special tokens gives their ids; it is that of the published models.
 SPECIAL = {
-    "roberta": {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "roberta": {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    },
     "t5": {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"},
     "llama": {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"},
 }
@@ -52,32 +60,37 @@ SIZES: dict[str, dict[str, Any]] = {
         "max_position_embeddings": 1024,
     },
 }
+CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {
+    "roberta": (RobertaConfig, RobertaForMaskedLM),
+    "t5": (T5Config, T5ForConditionalGeneration),
+    "llama": (LlamaConfig, LlamaForCausalLM),
+}
 VOCABULARY = 640  # entries, 256 of them bytes
 
 
-def write_model(folder: Path, shape: str, sizes: dict[str, Any], texts: list[str], size: int) -> None:
+def write_model(
+    folder: Path, shape: str, sizes: dict[str, Any], texts: list[str], size: int
+) -> None:
     """Write a model of a shape (roberta, t5, llama) and its tokenizer, which is trained on `texts`.
 
     The weights are those that transformers initialises under seed 0.
     """
+    config_class, model_class = CLASSES[shape]
+    known = config_class().to_dict()
+    if unknown := sorted(set(sizes) - set(known)):
+        raise UsageError(
+            f"source.config names {', '.join(unknown)}; a {shape} has {', '.join(sorted(known))}"
+        )
     tokenizer = train_tokenizer(shape, texts, size)
     tokenizer.save_pretrained(folder)
-    values = {**SIZES[shape], **sizes, "vocab_size": len(tokenizer)}
+    special = {role: getattr(tokenizer, f"{role}_id") for role in SPECIAL[shape]}
+    ids = {f"{role}_id": value for role, value in special.items() if role != "unk_token"}
+    if shape == "t5":
+        ids["decoder_start_token_id"] = ids["pad_token_id"]
+    values = SIZES[shape] | sizes | ids | {"vocab_size": len(tokenizer)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        _model(shape, tokenizer, values).save_pretrained(folder)
-
-
-def _model(shape: str, tokenizer: PreTrainedTokenizerFast, values: dict[str, Any]) -> torch.nn.Module:
-    pad, eos, bos = (getattr(tokenizer, f"{name}_token_id") for name in ("pad", "eos", "bos"))
-    if shape == "roberta":
-        config = RobertaConfig(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos, **values)
-        return RobertaForMaskedLM(config)
-    if shape == "t5":
-        starts = {"pad_token_id": pad, "eos_token_id": eos, "decoder_start_token_id": pad}
-        return T5ForConditionalGeneration(T5Config(**starts, **values))
-    config = LlamaConfig(pad_token_id=pad, bos_token_id=bos, eos_token_id=eos, **values)
-    return LlamaForCausalLM(config)
+        model_class(config_class(**values)).save_pretrained(folder)
 
 
 def train_tokenizer(shape: str, texts: list[str], size: int) -> PreTrainedTokenizerFast:
@@ -115,7 +128,11 @@ def train_tokenizer(shape: str, texts: list[str], size: int) -> PreTrainedTokeni
 
 def generated_texts() -> list[str]:
     """Every text of every generated data set, prompts included."""
-    return [text for task in (*generated.GLUE, "wmt16-en-ro", "alpaca-mmlu", "mmlu") for text in _texts(task)]
+    return [
+        text
+        for task in (*generated.GLUE, "wmt16-en-ro", "alpaca-mmlu", "mmlu")
+        for text in _texts(task)
+    ]
 
 
 def _texts(task: str) -> Iterator[str]:

@@ -1,5 +1,6 @@
 """Texts into token ids, once for each (model, task); no padding: batches are padded in training."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,9 @@ def write_tokens(folder: Path, task: Task, model: Path, dataset: Path) -> None:
             remove_columns=table.column_names,
             new_fingerprint=fingerprint([split, task["name"]])[:16],
         )
-        taught = tokens.filter(_teaches, new_fingerprint=tokens._fingerprint)
-        taught.save_to_disk(str(folder / split))
+        if task["family"] == "instruction":
+            tokens = _with_answers(tokens, dataset / f"{split}.parquet", task)
+        tokens.save_to_disk(str(folder / split))
 
 
 def wanted_splits(task: Task, dataset: Path) -> list[str]:
@@ -65,11 +67,17 @@ def check_table(table: Dataset, task: Task, file: Path) -> None:
                 f"{file} has no column {column!r}, which task {task['name']} reads; "
                 f"it has {', '.join(table.column_names)}"
             )
+    texts = [*task["text"]]
     if task["family"] in ("translation", "instruction"):
+        texts.append(task["label"])
+    for column in texts:
+        for row, text in enumerate(table[column]):
+            if not isinstance(text, str):
+                raise WorkError(f"{file}, row {row}: {column} is {text!r}; it must be a text")
+    if task["label"] in texts:
         return
-    labels = table[task["label"]]
     classes = range(len(task.get("labels", [])))
-    for row, label in enumerate(labels):
+    for row, label in enumerate(table[task["label"]]):
         if task["family"] == "classification" and label not in classes:
             allowed = f"0 to {len(classes) - 1} ({', '.join(task['labels'])})"
         elif task["family"] == "regression" and not _is_number(label):
@@ -105,7 +113,10 @@ def _encode_texts(
 ) -> Batch:
     texts = [batch[column] for column in task["text"]]
     kind = float if task["family"] == "regression" else int
-    return {**tokenizer(*texts, **limits), "labels": [kind(label) for label in batch[task["label"]]]}
+    return {
+        **tokenizer(*texts, **limits),
+        "labels": [kind(label) for label in batch[task["label"]]],
+    }
 
 
 def _encode_translation(
@@ -120,7 +131,7 @@ def _encode_translation(
 def _encode_instruction(
     tokenizer: PreTrainedTokenizerBase, task: Task, limits: dict[str, Any], batch: Batch
 ) -> Batch:
-    """Prompt and answer are encoded apart, so that the mask of the labels ends exactly between them."""
+    """Prompt and answer are encoded apart, so that the mask ends exactly between them."""
     tokens: Batch = {"input_ids": [], "attention_mask": [], "labels": []}
     columns = (*task["text"], task["label"])
     for row in zip(*(batch[column] for column in columns), strict=True):
@@ -142,7 +153,21 @@ def prompt_text(task: Task, row: dict[str, Any]) -> str:
     return text
 
 
-def _teaches(row: dict[str, Any]) -> bool:
-    """Whether a label is left: a prompt as long as max_length has none, and its loss is no number."""
-    labels = row["labels"]
-    return not isinstance(labels, list) or any(label != IGNORED for label in labels)
+def _with_answers(tokens: Dataset, file: Path, task: Task) -> Dataset:
+    """The rows that have a label left; the loss of a prompt that fills max_length is no number."""
+    kept = [
+        row
+        for row, labels in enumerate(tokens["labels"])
+        if any(label != IGNORED for label in labels)
+    ]
+    if not kept:
+        raise WorkError(
+            f"{file}: no prompt is shorter than max_length {task['max_length']} of task "
+            f"{task['name']}, so no answer is left to learn; raise max_length"
+        )
+    if dropped := len(tokens) - len(kept):
+        print(
+            f"{file}: {dropped} of {len(tokens)} prompts leave no room for an answer",
+            file=sys.stderr,
+        )
+    return tokens.select(kept, new_fingerprint=tokens._fingerprint)

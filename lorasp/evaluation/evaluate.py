@@ -1,7 +1,7 @@
 """Score one finished run: `lorasp evaluate --config … --model … --task … --method … …`."""
 
-import logging
 import math
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
@@ -16,8 +16,6 @@ from lorasp.data.load import check_folder
 from lorasp.errors import UsageError, WorkError
 from lorasp.models import load_tokenizer
 from lorasp.results import provenance, read_json, write_json
-
-logger = logging.getLogger(__name__)
 
 
 def evaluate_cell(
@@ -50,7 +48,7 @@ def evaluate_cell(
     }
     path = folder / "metrics.json"
     write_json(path, result, "metrics")
-    logger.info("%s: %s", cell, _in_words(best))
+    print(f"{cell}: {_in_words(best)}", file=sys.stderr)
     return path
 
 
@@ -76,14 +74,15 @@ def check_run(folder: Path, resolved: Config, data: dict[str, str]) -> None:
     """
     train = read_json(folder / "train.json", "train")
     again = f"delete {folder / 'train.json'} and train again"
-    was, now = decisive("train", train["config"]), decisive("train", resolved)
-    for part in ("cell", "model", "task", "method", "recipe"):
-        if was[part] != now[part]:
-            key = min(k for k in {*was[part], *now[part]} if was[part].get(k) != now[part].get(k))
-            raise UsageError(
-                f"{folder} was trained with {part}.{key} {was[part].get(key)!r} and is asked for "
-                f"with {now[part].get(key)!r}; give the same, or {again}"
-            )
+    parts = ("cell", "model", "task", "method", "recipe")
+    was, now = (decisive("train", values) for values in (train["config"], resolved))
+    was, now = ({part: values[part] for part in parts} for values in (was, now))
+    if was != now:
+        key, found, wanted = _difference(was, now)
+        raise UsageError(
+            f"{folder} was trained with {key} {found!r} and is asked for with {wanted!r}; "
+            f"give the same, or {again}"
+        )
     for role, fingerprint in data.items():
         if train["data"].get(role, fingerprint) != fingerprint:
             raise WorkError(f"{folder} was trained before its {role} was prepared anew; {again}")
@@ -93,6 +92,14 @@ def check_run(folder: Path, resolved: Config, data: dict[str, str]) -> None:
             f"{folder / 'adapter'} holds {size} bytes of weights and the run wrote "
             f"{train['adapter_bytes']}; {again}"
         )
+
+
+def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
+    """The dotted key of one value in which two unequal nested dictionaries differ, and the two."""
+    if not (isinstance(was, dict) and isinstance(now, dict)):
+        return path.removeprefix("."), was, now
+    key = min(key for key in {*was, *now} if was.get(key) != now.get(key))
+    return _difference(was.get(key), now.get(key), f"{path}.{key}")
 
 
 def headline(metric: str, splits: dict[str, Any]) -> dict[str, Any]:

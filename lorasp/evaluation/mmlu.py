@@ -21,6 +21,7 @@ from lorasp.errors import WorkError
 from lorasp.models import DTYPES
 
 SHOTS = 5
+FILE = "{split}-00000-of-00001.parquet"  # of a subject, as MMLU is published
 STOCK = Path(lm_eval.api.task.__file__).parents[1] / "tasks" / "mmlu" / "default"
 TEMPLATE = "mmlu_abstract_algebra"  # any stock subject: they differ in name and description alone
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -76,9 +77,11 @@ def subject_tasks(benchmark: Path) -> dict[str, ConfigurableTask]:
     description. Raises WorkError where there are no subjects, or too few questions in one.
     """
     stock = _stock()
-    subjects = sorted(folder.parent.name for folder in benchmark.glob("*/test-*.parquet"))
+    subjects = sorted(
+        folder.parent.name for folder in benchmark.glob(f"*/{FILE.format(split='test')}")
+    )
     if not subjects:
-        raise WorkError(f"{benchmark} has no subject: a folder with a test-*.parquet file in it")
+        raise WorkError(f"{benchmark} has no subject: a folder with a test-….parquet file in it")
     tasks = {}
     for subject in subjects:
         name = f"mmlu_{subject}"
@@ -101,22 +104,22 @@ def read_subject(folder: str, **_: Any) -> dict[str, Dataset]:
     """lm-eval's hook for a data set of one's own: the splits of a subject, straight from parquet.
 
     57 calls of `load_dataset` cost tens of seconds and a cache that runs would share; this reads
-    the files into memory and writes nothing. lm-eval passes the task's metadata too.
+    the files into memory and writes nothing. lm-eval passes the task's metadata too. Raises
+    WorkError for fewer questions than a 5-shot test needs.
     """
-    splits = {
-        split: Dataset(parquet.read_table(next(Path(folder).glob(f"{split}-*.parquet"))))
-        for split in ("dev", "test")
-        if any(Path(folder).glob(f"{split}-*.parquet"))
-    }
+    splits = {}
     for split, least in (("dev", SHOTS), ("test", 1)):
-        size = len(splits.get(split, ()))
+        file = Path(folder, FILE.format(split=split))
+        size = parquet.read_metadata(file).num_rows if file.is_file() else 0
         if size < least:
             raise WorkError(f"{folder}: split {split} has {size} questions and needs {least}")
+        # any fingerprint will do, and taking the true one costs more than reading the questions
+        splits[split] = Dataset(parquet.read_table(file), fingerprint=split)
     return splits
 
 
 def _stock() -> dict[str, dict[str, Any]]:
-    """lm-eval's own configurations by task name; indexing its 14,000 others would take 10 s."""
+    """lm-eval's own configurations by task name; indexing all its tasks would take 10 s."""
     index = TaskManager(include_defaults=False, include_path=STOCK).task_index
     return {name: dict(entry.cfg) for name, entry in index.items() if entry.cfg}
 

@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 RESAMPLES = 1000
+AT_ONCE = 50  # resamples in memory, each as large as the split
 SEED = 0
 
 
@@ -26,56 +27,48 @@ def bootstrap_error(metric: str, predictions: np.ndarray, labels: np.ndarray) ->
     """
     if len(labels) < 2:
         return None
-    spread = stats.bootstrap(
-        (np.asarray(predictions), np.asarray(labels)),
-        STATISTICS[metric],
-        paired=True,
-        vectorized=True,
-        n_resamples=RESAMPLES,
-        batch=50,  # bounds memory: batch x n numbers at a time
-        method="percentile",
-        rng=np.random.default_rng(SEED),
-    ).bootstrap_distribution
+    rng, spread = np.random.default_rng(SEED), np.empty(RESAMPLES)
+    for start in range(0, RESAMPLES, AT_ONCE):
+        drawn = rng.integers(len(labels), size=(AT_ONCE, len(labels)))
+        spread[start : start + AT_ONCE] = STATISTICS[metric](predictions[drawn], labels[drawn])
     spread = spread[np.isfinite(spread)]
     return 100 * float(np.std(spread, ddof=1)) if len(spread) > 1 else None
 
 
-def _f1(predictions: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
-    """2 TP / (2 TP + FP + FN) of class 1, along an axis; 0 where there is no class 1."""
-    hits = ((predictions == 1) & (labels == 1)).sum(axis)
-    marked = (predictions == 1).sum(axis) + (labels == 1).sum(axis)
+def _f1(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """2 TP / (2 TP + FP + FN) of class 1, along the last axis; 0 where there is none."""
+    hits = ((predictions == 1) & (labels == 1)).sum(-1)
+    marked = (predictions == 1).sum(-1) + (labels == 1).sum(-1)
     return 2 * hits / np.maximum(marked, 1)
 
 
-def _matthews(predictions: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The correlation of two class assignments along an axis; 0 where one is constant."""
-    size = labels.shape[axis]
+def _matthews(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The correlation of two class assignments along the last axis; 0 where one is constant."""
+    size = labels.shape[-1]
     classes = np.union1d(predictions, labels)
-    found = np.stack([(predictions == c).mean(axis) for c in classes])
-    truth = np.stack([(labels == c).mean(axis) for c in classes])
-    agreement = (predictions == labels).sum(axis) / size
+    found = np.stack([(predictions == c).mean(-1) for c in classes])
+    truth = np.stack([(labels == c).mean(-1) for c in classes])
+    agreement = (predictions == labels).sum(-1) / size
     covariance = agreement - (found * truth).sum(0)
     product = (1 - (found**2).sum(0)) * (1 - (truth**2).sum(0))
     defined = product > 1e-12
     return np.where(defined, covariance / np.sqrt(np.where(defined, product, 1)), 0.0)
 
 
-def _pearson(predictions: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
-    """The linear correlation along an axis; NaN where one side is constant."""
-    x = predictions - predictions.mean(axis, keepdims=True)
-    y = labels - labels.mean(axis, keepdims=True)
-    product = (x**2).sum(axis) * (y**2).sum(axis)
-    return (x * y).sum(axis) / np.sqrt(np.where(product > 0, product, np.nan))
+def _pearson(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """The linear correlation along the last axis; NaN where one side is constant."""
+    x = predictions - predictions.mean(-1, keepdims=True)
+    y = labels - labels.mean(-1, keepdims=True)
+    product = (x**2).sum(-1) * (y**2).sum(-1)
+    return (x * y).sum(-1) / np.sqrt(np.where(product > 0, product, np.nan))
 
 
-def _spearman(predictions: np.ndarray, labels: np.ndarray, axis: int = -1) -> np.ndarray:
+def _spearman(predictions: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The linear correlation of the ranks, ties sharing their mean rank."""
-    return _pearson(
-        stats.rankdata(predictions, axis=axis), stats.rankdata(labels, axis=axis), axis=axis
-    )
+    return _pearson(stats.rankdata(predictions, axis=-1), stats.rankdata(labels, axis=-1))
 
 
-STATISTICS: dict[str, Callable[..., np.ndarray]] = {
+STATISTICS: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
     "f1": _f1,
     "matthews": _matthews,
     "pearson": _pearson,

@@ -47,7 +47,9 @@ def resolve_profile(config: Config, model: str, method: str) -> Config:
         )
     resolved = {"model": resolve_model(config, model), "method": resolve_method(config, method)}
     if resolved["method"]["family"] == "base":
-        raise UsageError(f"profile.cells: method {method} trains nothing, so it has no training step")
+        raise UsageError(
+            f"profile.cells: method {method} trains nothing, so it has no training step"
+        )
     return {
         **resolved,
         "runtime": {**config["runtime"], **resolved["model"].get("runtime", {})},
@@ -75,6 +77,7 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     device = device_of(resolved)
     torch.set_num_threads(resolved["runtime"]["threads"])
     network = apply_method(load_model(resolved, folder), resolved).train()
+    recompute_activations(network, resolved)
     optimizer = AdamW([weight for weight in network.parameters() if weight.requires_grad], lr=2e-5)
     batch = random_batch(network, resolved, device)
 
@@ -132,6 +135,21 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
         file=sys.stderr,
     )
     return path
+
+
+def recompute_activations(network: Any, resolved: Config) -> None:
+    """Checkpoint every layer where the method says `recompute: full`, as training does.
+
+    Raises UsageError for another value than none and full.
+    """
+    method = resolved["method"]
+    recompute = method["settings"].get("recompute", "none")
+    if recompute not in ("none", "full"):
+        raise UsageError(
+            f"methods.{method['name']}.settings.recompute is {recompute!r}; allowed are none, full"
+        )
+    if recompute == "full":
+        network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def random_batch(

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasp.config import Cell, Config, cells, resolve
+from lorasp.config import Cell, Config, cells, decisive, parse_cell, resolve
 from lorasp.results import fingerprint, read_json
 
 RUN = ["model", "task", "method", "recipe"]
@@ -40,9 +40,13 @@ def collect(config: Config) -> Results:
     runs = pd.DataFrame([run for run, _, _ in read])
     score_columns = [*RUN, "seed", "split", "metric", "value", "stderr", "n", "headline"]
     scores = pd.DataFrame([row for _, rows, _ in read for row in rows], columns=score_columns)
+    # undefined metrics are null in JSON and NaN here; without a result there is no type to infer
+    scores = scores.astype({"headline": bool, "value": float, "stderr": float})
     loss_columns = [*RUN, "seed", "step", "epoch", "loss", "learning_rate"]
     losses = pd.DataFrame([row for _, _, rows in read for row in rows], columns=loss_columns)
-    folders = {cell.folder for cell in planned}
+    sources = [model["source"] for model in config["models"].values()]
+    made = [parse_cell(config, entry["cell"]) for entry in sources if entry["kind"] == "run"]
+    folders = {cell.folder for cell in (*planned, *made)}
     found = Path("results", config["scale"]).glob("*/*/*/*/seed-*/metrics.json")
     unplanned = sorted(str(file) for file in found if file.parent not in folders)
     profiles = pd.DataFrame(_read_profiles(config), columns=PROFILE)
@@ -73,7 +77,7 @@ def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], li
         seconds += train["wall_seconds"]
         run |= {"status": TRAINED, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
         run |= {key: train[key] for key in ("peak_memory_bytes", "adapter_bytes", "final_loss")}
-        run |= train["parameters"] | _origin(train, resolved)
+        run |= train["parameters"] | _origin(train, resolved, "train")
         losses = [names | point for point in train["loss"]]
     if (cell.folder / "metrics.json").exists():
         metrics = read_json(cell.folder / "metrics.json", "metrics")
@@ -81,7 +85,10 @@ def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], li
         seconds += metrics["wall_seconds"]
         run |= {key: headline[key] for key in ("metric", "value", "stderr", "n")}
         run |= {"status": DONE, "evaluate_seconds": metrics["wall_seconds"]}
-        run |= _origin(metrics, resolved)
+        origin = _origin(metrics, resolved, "evaluate")
+        origin["data"] = run.get("data", {}) | origin["data"]
+        origin["same_config"] &= run["same_config"]
+        run |= origin
         for split, entry in metrics["splits"].items():
             for metric, score in entry["metrics"].items():
                 row = {"split": split, "metric": metric, "n": entry["n"], "headline": False}
@@ -91,7 +98,7 @@ def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], li
     return run | {"wall_seconds": seconds}, scores, losses
 
 
-def _origin(result: dict[str, Any], resolved: Config) -> dict[str, Any]:
+def _origin(result: dict[str, Any], resolved: Config, stage: str) -> dict[str, Any]:
     """Where a result came from, in words short enough for a table."""
     made = result["provenance"]
     git, machine = made.get("git", {}), made.get("machine", {})
@@ -103,7 +110,7 @@ def _origin(result: dict[str, Any], resolved: Config) -> dict[str, Any]:
         "versions": {"python": made.get("python"), **made.get("versions", {})},
         "data": {name: digest[:12] for name, digest in sorted(result["data"].items())},
         "config": fingerprint(result["config"])[:12],
-        "same_config": fingerprint(result["config"]) == fingerprint(resolved),
+        "same_config": decisive(stage, result["config"]) == decisive(stage, resolved),
         "finished": result["finished"],
     }
 
@@ -112,18 +119,21 @@ def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     """Seeds, mean and standard deviation of every metric of every (model, task, method, recipe).
 
     A metric with several splits is the mean over them; the headline is the one that the evaluation
-    wrote. `sd` has n − 1 in the denominator and is NaN for a single seed; `planned` counts the seeds
-    in the configuration, `done` those with a value, `undefined` those whose metric has none.
+    wrote. `sd` divides by the number of seeds less one, and is NaN for a single seed. `planned`
+    counts the seeds in the configuration, `done` those with a value, `undefined` those whose metric
+    has none. `stderr` is the evaluation's own, averaged over the seeds; only the headline has one.
     """
     planned = runs.groupby(RUN, sort=False).size().rename("planned").reset_index()
     heads = scores[scores["headline"]]
-    others = scores[~scores["headline"]].groupby([*RUN, "seed", "metric"], sort=False, as_index=False)
-    averaged = others["value"].agg(lambda values: values.astype(float).mean(skipna=False))
-    each = pd.concat([heads[[*RUN, "seed", "metric", "value"]], averaged], ignore_index=True)
+    others = scores[~scores["headline"]]
+    averaged = others.groupby([*RUN, "seed", "metric"], sort=False)["value"].mean(skipna=False)
+    averaged = averaged.reset_index()
+    columns = [*RUN, "seed", "metric", "value"]
+    each = pd.concat([heads[[*columns, "stderr"]], averaged], ignore_index=True)
     each = each.drop_duplicates([*RUN, "seed", "metric"])  # the headline comes first, so it stays
     rows = []
     for key, group in each.groupby([*RUN, "metric"], sort=False):
-        values = group["value"].astype(float).dropna()
+        values = group["value"].dropna()
         rows.append(
             dict(zip([*RUN, "metric"], key, strict=True))
             | {
@@ -131,10 +141,11 @@ def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
                 "undefined": len(group) - len(values),
                 "mean": values.mean(),
                 "sd": values.std(ddof=1),
+                "stderr": group["stderr"].mean(),
                 "values": values.tolist(),
             }
         )
-    columns = [*RUN, "metric", "done", "undefined", "mean", "sd", "values"]
+    columns = [*RUN, "metric", "done", "undefined", "mean", "sd", "stderr", "values"]
     return planned.merge(pd.DataFrame(rows, columns=columns), on=RUN, how="left").fillna(
         {"done": 0, "undefined": 0}
     )

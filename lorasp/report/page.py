@@ -16,7 +16,16 @@ from lorasp.claims import load_claims
 from lorasp.config import Config
 from lorasp.report.collect import DONE, NOT_RUN, RUN, TRAINED, Results, anchor, collect
 from lorasp.report.figures import draw_all, save
-from lorasp.report.tables import as_frame, as_tidy, is_papers, paper_tables, profile_frame
+from lorasp.report.tables import (
+    DASH,
+    NOT_PLANNED,
+    TIMES,
+    as_frame,
+    as_tidy,
+    is_papers,
+    paper_tables,
+    profile_frame,
+)
 from lorasp.results import atomic, fingerprint, provenance, write_json
 
 SMOKE = (
@@ -28,14 +37,16 @@ CONTEXT = (
     "The paper's numbers stand beside them for context alone and are not comparable with them; "
     "what can be compared is one method with another within this page."
 )
+LATEX = {"±": r"$\pm$", TIMES: r"$\times$", NOT_PLANNED: r"$\cdot$", DASH: "--"}
 CAPTIONS = {
-    "figure2": "Figure 2 of the paper, redone: every method across the tasks. Filled marks are the "
-    "mean of our seeds with one standard deviation; hollow marks are the paper's numbers, drawn only "
-    "where model and task are the paper's own.",
-    "parameters": "Score against the number of trainable parameters, by method. A thin line joins the "
-    "methods of one task; LoRA at r/2 trains as many parameters as LoRA-SP.",
+    "figure2": "Figure 2 of the paper, redone: every method across the tasks. Filled marks are "
+    "the mean of our seeds with one standard deviation (a single seed: with the standard "
+    "error of its evaluation); hollow marks are the paper's numbers, drawn only where model and "
+    "task are the paper's own.",
+    "parameters": "Score against the number of trainable parameters, by method. A thin line joins "
+    "the methods of one task; LoRA at r/2 trains as many parameters as LoRA-SP.",
     "profile": "Measured cost of a training step, of the states that the adapter needs (weights, "
-    "gradients, AdamW moments, masks) and of the saved adapter, as ratios to LoRA on the same model.",
+    "gradients, AdamW moments, masks) and of its saved file, as ratios to LoRA on the same model.",
     "loss": "Training loss of every run, one line a seed.",
 }
 
@@ -43,8 +54,8 @@ CAPTIONS = {
 def write_report(config: Config, out: Path | None = None) -> Path:
     """Read results/<scale> and write the report to `out` (default reports/<scale>).
 
-    The same results give the same bytes, apart from the report's own provenance. Returns the path of
-    report.html. Raises WorkError where a result file is damaged.
+    The same results give the same bytes, apart from the report's own provenance in results.json.
+    Returns the path of report.html. Raises WorkError where a result file is damaged.
     """
     out = out or Path("reports", config["scale"])
     results = collect(config)
@@ -53,7 +64,11 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     smoke = config["scale"] == "smoke"
     drawn = draw_all(config, results, tables, stamp="smoke run: not a result" if smoke else "")
     figures = [
-        {"name": name, "svg": Markup(save(figure, out / "figures", name)), "caption": CAPTIONS[name]}
+        {
+            "name": name,
+            "svg": Markup(save(figure, out / "figures", name)),
+            "caption": CAPTIONS[name],
+        }
         for name, figure in drawn.items()
     ]
     for table in tables:
@@ -104,8 +119,9 @@ def notice(config: Config, results: Results) -> str:
     if not models:
         return ""
     roles = [
-        f"{model} stands for {config['models'][model]['stands_for']}"
-        if "stands_for" in config["models"][model]
+        f"{model} stands for {entry['stands_for']}"
+        + (f" ({entry['note']})" if "note" in entry else "")
+        if "stands_for" in (entry := config["models"][model])
         else f"{model} is not in the paper"
         for model in models
     ]
@@ -135,9 +151,13 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
         "dirty": bool(any(_column(made, "dirty"))),
         "other_config": int((~made["same_config"]).sum()),
         "machines": sorted(
-            {f"{row.machine} ({row.cores:.0f} cores)" for row in made.itertuples()} if len(made) else []
+            {f"{row.machine} ({row.cores:.0f} cores)" for row in made.itertuples()}
+            if len(made)
+            else []
         ),
-        "versions": {package: ", ".join(sorted(found)) for package, found in sorted(versions.items())},
+        "versions": {
+            package: ", ".join(sorted(found)) for package, found in sorted(versions.items())
+        },
         "first": min(_column(made, "finished"), default=None),
         "last": max(_column(made, "finished"), default=None),
         "config": fingerprint(config)[:12],
@@ -149,14 +169,16 @@ def _column(runs: pd.DataFrame, name: str) -> list[Any]:
 
 
 def run_groups(results: Results) -> list[dict[str, Any]]:
-    """The runs for the provenance table, the seeds of one (model, task, method, recipe) together."""
+    """The runs for the provenance table, one group a (model, task, method, recipe)."""
     groups = []
     for key, runs in results.runs.groupby(RUN, sort=False):
         rows = [
             {name: None if _missing(value) else value for name, value in row.items()}
             for row in runs.to_dict("records")
         ]
-        groups.append({**dict(zip(RUN, key, strict=True)), "anchor": rows[0]["anchor"], "runs": rows})
+        groups.append(
+            {**dict(zip(RUN, key, strict=True)), "anchor": rows[0]["anchor"], "runs": rows}
+        )
     return groups
 
 
@@ -166,18 +188,24 @@ def _missing(value: Any) -> bool:
 
 def details(results: Results) -> list[dict[str, Any]]:
     """Every metric of every split, the seeds together: both MNLI sets, F1 beside accuracy, …"""
-    scores = results.scores[~results.scores["headline"]].astype({"value": float, "stderr": float})
+    scores = results.scores[~results.scores["headline"]]
     rows = []
     for key, group in scores.groupby([*RUN, "split", "metric"], sort=False):
         values = group["value"].dropna()
         spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
         missing = len(group) - len(values)
         seeds = f"{len(values)}" + (f", {missing} undefined" if missing else "")
-        value = f"{values.mean():.1f}{spread} ({seeds})" if len(values) else f"undefined ({missing})"
+        value = (
+            f"{values.mean():.1f}{spread} ({seeds})" if len(values) else f"undefined ({missing})"
+        )
         error = group["stderr"].mean()
         rows.append(
             dict(zip([*RUN, "split", "metric"], key, strict=True))
-            | {"value": value, "stderr": "" if pd.isna(error) else f"{error:.1f}", "n": group["n"].iloc[0]}
+            | {
+                "value": value,
+                "stderr": "" if pd.isna(error) else f"{error:.1f}",
+                "n": group["n"].iloc[0],
+            }
         )
     return rows
 
@@ -214,15 +242,19 @@ def _plain(text: object) -> str:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    return "_no runs planned_" if frame.empty else str(frame.map(_plain).to_markdown(index=False))
+    if frame.empty:
+        return "_no runs planned_"
+    return str(frame.map(_plain).rename(columns=_plain).to_markdown(index=False))
 
 
 def _write_frame(folder: Path, name: str, frame: pd.DataFrame) -> None:
     """One table as CSV, Markdown, and LaTeX with booktabs rules."""
     _write(folder / f"{name}.csv", frame.to_csv(index=False))
     _write(folder / f"{name}.md", _markdown(frame) + "\n")
-    latex = frame.to_latex(index=False, escape=True, column_format="lll" + "r" * (frame.shape[1] - 3))
-    for sign, command in (("±", r"$\pm$"), ("×", r"$\times$"), ("·", r"$\cdot$"), ("–", "--")):
+    latex = frame.to_latex(
+        index=False, escape=True, column_format="lll" + "r" * (frame.shape[1] - 3)
+    )
+    for sign, command in LATEX.items():
         latex = latex.replace(sign, command)
     _write(folder / f"{name}.tex", latex)
 
@@ -230,5 +262,3 @@ def _write_frame(folder: Path, name: str, frame: pd.DataFrame) -> None:
 def _write(path: Path, text: str) -> None:
     with atomic(path) as temporary:
         temporary.write_text(text)
-
-

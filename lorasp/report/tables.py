@@ -1,8 +1,9 @@
-"""Tables 1, 2 and 3 in the paper's own layout: printed numbers, and ours for each recipe below them.
+"""Tables 1, 2 and 3 in the paper's own layout: printed numbers, and ours for each recipe below.
 
 A table is plain data (groups of rows of cells), so that a page, Markdown, LaTeX and CSV are views.
 """
 
+from collections import Counter
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from lorasp.report.collect import DONE, NOT_RUN, Results, anchor
 
 Table = dict[str, Any]
 UNTRAINED = "none"  # the recipe of the untouched base model
-NOT_PLANNED = "·"
+NOT_PLANNED, TIMES, DASH = "\N{MIDDLE DOT}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
 
 
 def paper_model(config: Config, model: str) -> str:
@@ -30,9 +31,9 @@ def is_papers(config: Config, model: str) -> bool:
 def paper_task(task: dict[str, Any]) -> str | None:
     """The paper's task whose table and column this one has, in its own right or in that role."""
     for claim in load_claims()["claims"]:
-        if claim["kind"] == "score" and claim["table"] == task.get("table"):
-            if claim["column"] == task.get("column"):
-                return str(claim["task"])
+        place = (claim["table"], claim.get("column"))
+        if claim["kind"] == "score" and place == (task.get("table"), task.get("column")):
+            return str(claim["task"])
     return None
 
 
@@ -55,7 +56,7 @@ def _table(
 ) -> Table:
     order = [None, *(claim.get("task") for claim in load_claims()["claims"])]
     tasks = sorted(tasks, key=lambda task: order.index(paper_task(task)) or len(order))
-    columns = [column for task in tasks for column in _columns(task, alone=len(tasks) == 1)]
+    columns = _apart([column for task in tasks for column in _columns(task)])
     names = [task["name"] for task in tasks]
     runs = results.runs[results.runs["task"].isin(names)]
     recipes = [recipe for recipe in config["recipes"] if recipe in set(runs["recipe"])]
@@ -83,51 +84,67 @@ def _table(
         "number": number,
         "name": f"table{number}" if number else "other",
         "title": title,
+        "stand_ins": bool(groups) and not any(group["papers"] for group in groups),
         "columns": columns,
         "totals": any(claim.get("quantity") == "total" for claim in claims),
         "groups": groups,
     }
 
 
-def _columns(task: dict[str, Any], alone: bool) -> list[dict[str, Any]]:
+def _columns(task: dict[str, Any]) -> list[dict[str, Any]]:
     """The task's columns: its headline; every metric for a translation, as Table 2 has it.
 
-    A task that is the paper's own has the paper's heading; another has its own name.
+    The paper's own tasks have its headings; one in the role of such a task has its own name.
     """
     role = paper_task(task)
     scores = [claim for claim in load_claims()["claims"] if claim["kind"] == "score"]
     printed = {claim["metric"]: claim for claim in scores if claim["task"] == role}
-    own = task["name"] == role
+    own, translation = task["name"] == role, task["family"] == "translation"
     columns = []
-    for metric in task["metrics"] if task["family"] == "translation" else [task["headline"]]:
+    for metric in task["metrics"] if translation else [task["headline"]]:
         claim = printed.get(metric)
-        column = claim["column"] if claim else METRICS.get(metric, metric)
-        if own or (alone and task["family"] == "translation"):
-            heading = column
-        elif task["family"] == "translation":
-            heading = f"{task['name']}: {column}"
+        label = METRICS.get(metric, metric)
+        if translation:
+            heading = claim["column"] if claim else label
         else:
-            heading = task["name"]
+            heading = task["name"] if role and not own else task.get("column", task["name"])
         columns.append(
             {
                 "task": task["name"],
                 "metric": metric,
-                "metric_label": METRICS.get(metric, metric),
                 "heading": heading,
+                "note": _note(task, label, claim if not own else None),
                 "papers": own,
                 "claim": (claim["task"], metric) if claim else None,
-                "role": claim["column"] if claim and not own else None,
             }
         )
     return columns
 
 
+def _apart(columns: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The columns, each heading that two tasks share preceded by the task's name."""
+    shared = Counter(column["heading"] for column in columns)
+    return [
+        column | {"heading": f"{column['task']}: {column['heading']}"}
+        if shared[column["heading"]] > 1
+        else column
+        for column in columns
+    ]
+
+
+def _note(task: dict[str, Any], metric: str, claim: dict[str, Any] | None) -> str:
+    """The small print under a heading: the metric, and what a stand-in stands for."""
+    if task["family"] == "translation":
+        return str(task["name"])
+    return metric if claim is None else f"{metric}; in the role of {claim['column']}"
+
+
 METRICS = {
     "accuracy": "accuracy",
     "f1": "F1",
-    "matthews": "Matthews × 100",
-    "pearson": "Pearson × 100",
-    "spearman": "Spearman × 100",
+    "matthews": "Matthews",
+    "pearson": "Pearson",
+    "spearman": "Spearman",
     "bleu": "BLEU",
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -181,16 +198,19 @@ def _ours(
     mine = runs[mine & runs["task"].isin(tasks)]
     source = "ours" if recipe == UNTRAINED else f"ours, {recipe}"
     counts = {name: _span(mine, name) for name in ("trainable", "total")}
-    cells = [cell_of(results, (model, column["task"], method, recipe), column["metric"]) for column in columns]
+    cells = [
+        cell_of(results, (model, column["task"], method, recipe), column["metric"])
+        for column in columns
+    ]
     return {"source": source, "recipe": recipe, "cells": cells, **_counts(counts)}
 
 
 def _span(runs: pd.DataFrame, name: str) -> str:
-    """A count with its thousands set apart, or smallest–largest where heads of tasks differ."""
+    """A count with its thousands set apart, or the range where heads of tasks differ."""
     if name not in runs or not runs[name].notna().any():
         return NOT_RUN if len(runs) else NOT_PLANNED
     low, high = int(runs[name].min()), int(runs[name].max())
-    return f"{low:,}" if low == high else f"{low:,}–{high:,}"
+    return f"{low:,}" if low == high else f"{low:,}{DASH}{high:,}"
 
 
 def cell_of(results: Results, key: tuple[str, str, str, str], metric: str) -> dict[str, Any]:
@@ -227,7 +247,11 @@ def as_frame(table: Table) -> pd.DataFrame:
     for group in table["groups"]:
         for method in group["methods"]:
             for row in method["rows"]:
-                values = {"Model": group["model"], "Method": method["label"], "Source": row["source"]}
+                values = {
+                    "Model": group["model"],
+                    "Method": method["label"],
+                    "Source": row["source"],
+                }
                 values["Trainable parameters"] = row["trainable"]
                 if table["totals"]:
                     values["Total parameters"] = row["total"]
@@ -261,23 +285,31 @@ def as_tidy(tables: list[Table]) -> pd.DataFrame:
 
 
 def profile_frame(config: Config, results: Results) -> pd.DataFrame:
-    """Measured costs of a training step as strings, each with its ratio to LoRA on the same model."""
+    """Measured costs of a step as strings, each with its ratio to LoRA on the same model."""
     rows = []
     for _, profile in results.profiles.iterrows():
         entry = {
             "Model": profile["model"],
             "Method": config["methods"][profile["method"]]["label"],
-            "Batch × length": f"{profile['batch']} × {profile['length']}",
+            f"Batch {TIMES} length": f"{profile['batch']} {TIMES} {profile['length']}",
         }
         done = profile["status"] == DONE
-        peer = lora_profile(results, profile["model"])
+        lora = lora_profile(results, profile["model"])
+        peer = dict.fromkeys(COSTS) if lora is None else lora
         for name, (heading, unit, factor) in COSTS.items():
-            text = f"{profile[name] * factor:,.4g} {unit}" if done else NOT_RUN
-            if done and peer is not None and peer[name]:
-                text += f" (×{profile[name] / peer[name]:.2f})"
-            entry[heading] = text
+            entry[heading] = _cost(profile[name], factor, unit, peer[name]) if done else NOT_RUN
         rows.append(entry)
     return pd.DataFrame(rows)
+
+
+def _cost(value: float, factor: float, unit: str, peer: float | None) -> str:
+    """A value in its unit and its ratio to LoRA's; 'none' for states that the method has not."""
+    if not value:
+        return "none"
+    scaled = value * factor
+    text = f"{scaled:,.0f}" if scaled >= 100 or not unit else f"{scaled:.3g}"
+    ratio = f" ({TIMES}{value / peer:.2f})" if peer else ""
+    return f"{text} {unit}".rstrip() + ratio
 
 
 COSTS = {
@@ -295,8 +327,6 @@ def lora_profile(results: Results, model: str) -> pd.Series | None:
     """The finished profile of LoRA on a model: what every ratio is taken to."""
     profiles = results.profiles
     rows = profiles[
-        (profiles["model"] == model)
-        & (profiles["method"] == "lora")
-        & (profiles["status"] == DONE)
+        (profiles["model"] == model) & (profiles["method"] == "lora") & (profiles["status"] == DONE)
     ]
     return None if rows.empty else rows.iloc[0]

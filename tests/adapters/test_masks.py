@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lorasp.adapters import masks
 from lorasp.adapters.masks import (
     decode,
     draw_codes,
@@ -94,9 +95,10 @@ def test_initial_values_have_the_moments_of_pefts() -> None:
     assert (levels**2).mean() == pytest.approx(1 / 3, rel=2e-5)
 
 
-FINGERPRINT = """
-import hashlib
-from lorasp.adapters.masks import draw_codes, draw_components, draw_mask
+# The module is run by its path: importing the package would import PEFT, for seconds.
+FINGERPRINT = f"""
+import hashlib, runpy
+globals().update(runpy.run_path({masks.__file__!r}))
 name = "roberta.encoder.layer.0.attention.self.query"
 parts = (
     draw_mask((16, 768), 0.5, 42, name + ".A"), draw_mask((3072, 7), 0.3, 42, name + ".B", draw=3),

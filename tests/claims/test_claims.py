@@ -6,6 +6,7 @@ from statistics import mean
 
 import pytest
 import yaml
+
 from lorasp.claims import PAPER, load_claims
 from lorasp.errors import WorkError
 from lorasp.tasks import load_task
@@ -41,12 +42,18 @@ def test_the_averages_in_the_text_follow_from_table_1() -> None:
     averages = {
         (claim["model"], claim["method"]): claim for claim in claims if claim["kind"] == "average"
     }
-    assert sorted(claim["printed"] for claim in averages.values()) == ["83.8", "84.5", "87.7", "88.1"]
+    assert sorted(claim["printed"] for claim in averages.values()) == [
+        "83.8",
+        "84.5",
+        "87.7",
+        "88.1",
+    ]
     for run, claim in averages.items():
         scores = [
             other["value"]
             for other in claims
-            if (other["model"], other["method"]) == run and (other["table"], other["kind"]) == (1, "score")
+            if (other["model"], other["method"]) == run
+            and (other["table"], other["kind"]) == (1, "score")
         ]
         assert len(scores) == 8
         assert f"{mean(scores):.1f}" == claim["printed"]

@@ -1,6 +1,7 @@
 """The counter of live storages against sizes that can be written down."""
 
 import torch
+
 from lorasp.profiling.storage import LiveStorage, storage_bytes
 
 FLOAT = 4

@@ -1,0 +1,127 @@
+"""Result files as the stages write them, with made-up numbers that can be written down again."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from lorasp.config import Cell, Config, cells, load_config, resolve
+from lorasp.results import write_json
+
+ROOT = Path(__file__).parents[2]
+PROVENANCE = {
+    "lorasp": "0.1.0",
+    "git": {"commit": "c0ffee" * 6 + "c0ff", "dirty": False},
+    "versions": {"torch": "2.13.0", "peft": "0.21.2"},
+    "python": "3.11.7",
+    "machine": {
+        "system": "Linux",
+        "architecture": "x86_64",
+        "cpu": "A CPU",
+        "cores": 2,
+        "gpus": [],
+    },
+}
+TIMES = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:01:00+00:00"}
+TRAINABLE = {"base": 0, "ft": 120_000, "lora": 2_400, "lora-half": 1_200, "lora-sp": 1_200}
+
+
+def smoke() -> Config:
+    """The shipped smoke configuration."""
+    return load_config(ROOT / "config" / "smoke.yaml")
+
+
+def rename(config: Config, kind: str, old: str, new: str, **entry: Any) -> None:
+    """Give a model or task of a configuration another name, and its entry more keys."""
+    config[f"{kind}s"][new] = config[f"{kind}s"].pop(old) | entry
+    for group in config["experiments"]:
+        group[f"{kind}s"] = [new if name == old else name for name in group[f"{kind}s"]]
+    for cell in config["profile"]["cells"] if kind == "model" else []:
+        cell["model"] = new if cell["model"] == old else cell["model"]
+
+
+def score(cell: Cell) -> float:
+    """A made-up score, different for every method, recipe and seed."""
+    return 20 + len(cell.task) + 3 * len(cell.method) + len(cell.recipe) + 2.0 * cell.seed
+
+
+def write_run(config: Config, cell: Cell, value: float | None, trained_only: bool = False) -> None:
+    """The train.json and metrics.json of one run whose headline is `value`."""
+    resolved = resolve(config, cell)
+    common = {
+        "cell": dataclasses.asdict(cell),
+        "config": resolved,
+        "data": {cell.task: "ab" * 32},
+        "provenance": PROVENANCE,
+        **TIMES,
+    }
+    trainable = TRAINABLE.get(cell.method, 1_200)
+    losses = [
+        {"step": step, "epoch": step / 4, "loss": 1 / (step + cell.seed), "learning_rate": 1e-3}
+        for step in (1, 2, 3, 4)
+    ]
+    trained = cell.method != "base"
+    train = common | {
+        "wall_seconds": 20.0,
+        "peak_memory_bytes": 300 * 2**20,
+        "parameters": {"trainable": trainable, "total": 120_000},
+        "adapter_bytes": trainable * 4,
+        "steps": 4 if trained else 0,
+        "examples": 64,
+        "tokens": 640,
+        "loss": losses if trained else [],
+        "final_loss": losses[-1]["loss"] if trained else None,
+        "best": None,
+    }
+    write_json(cell.folder / "train.json", train, "train")
+    if trained_only:
+        return
+    task = resolved["task"]
+    headline = task["headline"]
+    others = {name: {"value": 40.0, "stderr": 1.0} for name in task["metrics"] if name != headline}
+    metrics = {headline: {"value": value, "stderr": None if value is None else 1.5}, **others}
+    document = common | {
+        "data": {"benchmark": "cd" * 32},
+        "wall_seconds": 10.0,
+        "splits": {split: {"n": 32, "metrics": metrics} for split in task["evaluate"]},
+        "headline": {"metric": headline, **metrics[headline], "n": 32},
+    }
+    write_json(cell.folder / "metrics.json", document, "metrics")
+
+
+def write_profile(config: Config, model: str, method: str, step: float, states: int) -> None:
+    """The profile of one model and method."""
+    spread = {
+        "min": step * 0.9,
+        "q1": step * 0.95,
+        "median": step,
+        "q3": step * 1.05,
+        "max": step * 2,
+    }
+    none = {"parameters": 0, "gradients": 0, "moments": 0, "buffers": 0}
+    adapter = none if method == "ft" else none | {"parameters": states}
+    document = {
+        "scale": config["scale"], "model": model, "method": method, "batch": 8, "length": 32,
+        "config": {}, "data": {}, "provenance": PROVENANCE, **TIMES, "wall_seconds": 1.0,
+        "device": {"type": "cpu", "name": "A CPU", "threads": 1}, "warmup": 1, "repeats": 3,
+        "seconds": dict.fromkeys(("step", "forward", "backward", "optimizer"), spread),
+        "tokens_per_second": 256 / step, "peak_memory_bytes": 5 * 2**20,
+        "peak_memory_counter": "live tensor storages",
+        "parameters": {"trainable": states // 4, "total": 120_000},
+        "states": {"base": 480_000, "adapter": adapter, "other": none | {"moments": 64}},
+        "adapter_bytes": states,
+    }  # fmt: skip
+    path = Path("results", config["scale"], "profile", model, f"{method}.json")
+    write_json(path, document, "profile")
+
+
+def write_all(config: Config, skip: tuple[str, ...] = ()) -> None:
+    """Every run and profile of a configuration but those whose name is in `skip`."""
+    for cell in cells(config):
+        if str(cell) not in skip:
+            write_run(config, cell, score(cell))
+    for plan in config["profile"]["cells"]:
+        for method in plan["methods"]:
+            states = 16 * TRAINABLE.get(method, 1_300)
+            write_profile(
+                config, plan["model"], method, 0.01 * (3 if method == "ft" else 1), states
+            )

@@ -6,7 +6,7 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments or the configuration are 
 import argparse
 import json
 import logging
-import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 import yaml
 
 from lorasp import __version__, serve
-from lorasp.config import Cell, load_config, parse_cell, resolve_method
+from lorasp.config import Cell, known, load_config, parse_cell, resolve_method
 from lorasp.errors import UsageError, WorkError
 
 
@@ -24,9 +24,11 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # it warns at import of a 4-bit CPU kernel that it does without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # an exception, so that whatever is half-written is removed on the way out
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         options = _parser().parse_args(arguments)
-        if options.forwarded and (code := serve.forward(arguments)) is not None:
+        if options.forwarded(options) and (code := serve.forward(arguments)) is not None:
             return code
         return options.run(options) or 0
     except UsageError as error:
@@ -35,7 +37,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(1, str(error))
     except OSError as error:
         # a full disk, a missing right: the sentence is the system's own, with the file
-        return _fail(1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+        return _fail(
+            1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+        )
     except SystemExit as error:  # argparse: --help, or a usage error that it has already told
         return int(error.code or 0)
     except Exception:
@@ -48,6 +52,23 @@ def _fail(code: int, sentence: str) -> int:
     return code
 
 
+def _always(options: argparse.Namespace) -> bool:
+    return True
+
+
+def _never(options: argparse.Namespace) -> bool:
+    return False
+
+
+def _without_hub(options: argparse.Namespace) -> bool:
+    """Whether this `prepare` can run in a server, where the hub's clients are switched off."""
+    if options.task or not (options.dataset or options.model):
+        return True
+    config = load_config(options.config)
+    kind, name = ("datasets", options.dataset) if options.dataset else ("models", options.model)
+    return bool(known(kind, name, config[kind])["source"]["kind"] != "hub")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="lorasp", description="Reproduce LoRA-SP (arXiv 2403.08822), stage by stage."
@@ -55,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, run: Any, text: str, forwarded: bool = False) -> argparse.ArgumentParser:
+    def command(name: str, run: Any, text: str, forwarded: Any = _never) -> argparse.ArgumentParser:
         added = commands.add_parser(name, help=text, description=text)
         added.set_defaults(run=run, forwarded=forwarded)
         return added
@@ -69,26 +90,36 @@ def _parser() -> argparse.ArgumentParser:
         for name in ("model", "task", "method", "recipe"):
             added.add_argument(f"--{name}", required=True)
         added.add_argument("--seed", type=int, required=True)
-        added.add_argument("--out", type=Path, help="folder of the run (default: its place in results/)")
         added.add_argument(
-            "--set", action="append", default=[], metavar="KEY=VALUE",
+            "--out", type=Path, help="folder of the run (default: its place in results/)"
+        )
+        added.add_argument(
+            "--set",
+            action="append",
+            default=[],
+            metavar="KEY=VALUE",
             help="a setting of the method, such as rank=8; needs --out",
         )
 
     prepare = with_config(
-        command("prepare", _prepare, "fetch or make a data set or model, or tokenise a task", True)
+        command(
+            "prepare",
+            _prepare,
+            "fetch or make a data set or model, or tokenise a task",
+            _without_hub,
+        )
     )
     prepare.add_argument("--dataset", help="a data set of the configuration")
     prepare.add_argument("--model", help="a model; with --task: tokenise that task for it")
     prepare.add_argument("--task")
-    with_cell(command("train", _train, "train one run", True))
-    with_cell(command("evaluate", _evaluate, "evaluate one trained run", True))
+    with_cell(command("train", _train, "train one run", _always))
+    with_cell(command("evaluate", _evaluate, "evaluate one trained run", _always))
     profile = with_config(
-        command("profile", _profile, "measure step time and memory of a method on a model", True)
+        command("profile", _profile, "measure step time and memory of a method on a model", _always)
     )
     profile.add_argument("--model", required=True)
     profile.add_argument("--method", required=True)
-    report = with_config(command("report", _report, "write the report of a scale", True))
+    report = with_config(command("report", _report, "write the report of a scale", _always))
     report.add_argument("--out", type=Path, help="folder of the report (default: reports/<scale>)")
     doctor = with_config(command("doctor", _doctor, "say whether a scale can run on this machine"))
     doctor.add_argument("--json", action="store_true")
@@ -100,25 +131,19 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _offline() -> None:
-    """After `prepare` nothing touches the network; read by the hub's clients when imported."""
-    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        os.environ[name] = "1"
-
-
 def _prepare(options: argparse.Namespace) -> None:
-    chosen = {
-        key for key in ("dataset", "model", "task") if getattr(options, key) is not None
-    }
+    chosen = {key for key in ("dataset", "model", "task") if getattr(options, key) is not None}
     if chosen not in ({"dataset"}, {"model"}, {"model", "task"}):
-        raise UsageError("prepare takes --dataset NAME, or --model NAME, or --model NAME --task NAME")
+        raise UsageError(
+            "prepare takes --dataset NAME, or --model NAME, or --model NAME --task NAME"
+        )
     from lorasp.data import prepare
 
     config = load_config(options.config)
     if options.dataset:
         done = prepare.prepare_dataset(config, options.dataset)
     elif options.task:
-        _offline()
+        serve.offline()
         done = prepare.prepare_tokens(config, options.model, options.task)
     else:
         done = prepare.prepare_model(config, options.model)
@@ -144,7 +169,7 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config, cell, settings = _cell(options)
-    _offline()
+    serve.offline()
     from lorasp.training.train import train_cell
 
     print(train_cell(config, cell, settings, options.out))
@@ -152,7 +177,7 @@ def _train(options: argparse.Namespace) -> None:
 
 def _evaluate(options: argparse.Namespace) -> None:
     config, cell, settings = _cell(options)
-    _offline()
+    serve.offline()
     from lorasp.evaluation.evaluate import evaluate_cell
 
     print(evaluate_cell(config, cell, settings, options.out))
@@ -160,7 +185,7 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 def _profile(options: argparse.Namespace) -> None:
     config = load_config(options.config)
-    _offline()
+    serve.offline()
     from lorasp.profiling.measure import profile_cell
 
     print(profile_cell(config, options.model, options.method))
@@ -183,7 +208,8 @@ def _doctor(options: argparse.Namespace) -> int:
     missing = [finding for finding in findings if not finding["met"]]
     if not options.json:
         for finding in findings:
-            print(f"{'ok     ' if finding['met'] else 'missing'} {finding['what']}: {finding['found']}")
+            state = "ok     " if finding["met"] else "missing"
+            print(f"{state} {finding['what']}: {finding['found']}")
     if missing:
         needs = "; ".join(f"{finding['what']} ({finding['found']})" for finding in missing)
         raise WorkError(

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from lorasp.errors import UsageError, WorkError
-from lorasp.results import first_error, fingerprint, read_yaml
+from lorasp.results import fingerprint, first_error, read_yaml
 from lorasp.tasks import load_task
 
 METHODS = Path(__file__).parent / "adapters" / "methods.yaml"
@@ -90,7 +90,7 @@ def _check_names(path: Path, config: Config) -> None:
             for kind in ("models", "tasks", "methods", "recipes"):
                 for name in group[kind]:
                     known(f"experiments.{index}.{kind}", name, config[kind])
-        for name, model in config["models"].items():
+        for model in config["models"].values():
             if model["source"]["kind"] == "run":
                 parse_cell(config, model["source"]["cell"])
     except UsageError as error:
@@ -106,7 +106,9 @@ def parse_cell(config: Config, names: dict[str, Any]) -> Cell:
             raise UsageError(f"method {names['method']} is not trained: its recipe is none")
     else:
         known("recipe", names["recipe"], config["recipes"])
-    return Cell(config["scale"], *(names[key] for key in ("model", "task", "method", "recipe", "seed")))
+    return Cell(
+        config["scale"], *(names[key] for key in ("model", "task", "method", "recipe", "seed"))
+    )
 
 
 def cells(config: Config, only: str = "") -> list[Cell]:
@@ -121,12 +123,16 @@ def cells(config: Config, only: str = "") -> list[Cell]:
         kinds = (group[kind] for kind in ("models", "tasks", "methods", "recipes", "seeds"))
         for model, task, method, recipe, seed in itertools.product(*kinds):
             trained = config["methods"][method]["family"] != "base"
-            runs.add(Cell(config["scale"], model, task, method, recipe if trained else "none", seed))
+            runs.add(
+                Cell(config["scale"], model, task, method, recipe if trained else "none", seed)
+            )
     wanted: dict[str, set[str]] = {}
     for name in filter(None, (part.strip() for part in only.split(","))):
         kind = next((kind for kind in _KINDS if name in _names(runs, kind)), None)
         if kind is None:
-            allowed = "; ".join(f"{kind}: {', '.join(sorted(_names(runs, kind)))}" for kind in _KINDS)
+            allowed = "; ".join(
+                f"{kind}: {', '.join(sorted(_names(runs, kind)))}" for kind in _KINDS
+            )
             raise UsageError(f"only={name}: no run has that name; allowed are {allowed}")
         wanted.setdefault(kind, set()).add(name)
     return sorted(
@@ -211,10 +217,8 @@ def decisive(stage: str, resolved: Config) -> Config:
 
 def text_of(task: Config) -> Config:
     """The part of a task that decides its tokens."""
-    keys = (
-        "family text label labels train evaluate validation prefix prompt prompt_without_input "
-        "max_length dataset"
-    ).split()
+    written = ("text", "prefix", "prompt", "prompt_without_input", "max_length")
+    keys = ("dataset", "family", "label", "labels", "train", "evaluate", "validation", *written)
     return {key: task[key] for key in keys if key in task}
 
 
@@ -235,5 +239,5 @@ def stage_code(*packages: str) -> str:
 
 
 def data_folder(config: Config, *parts: str) -> Path:
-    """Where prepared files lie: <data>/<scale>/<dataset> | models/<model> | tokens/<model>/<task>."""
+    """Where prepared files lie: <data>/<scale>/ DATASET, models/MODEL or tokens/MODEL/TASK."""
     return Path(config["data_dir"], config["scale"], *parts)

@@ -1,4 +1,4 @@
-"""Say what a scale needs and whether this machine has it: `lorasp doctor --config config/paper.yaml`."""
+"""Say what a scale needs and whether this machine has it: `lorasp doctor --config …`."""
 
 import os
 import shutil
@@ -54,5 +54,8 @@ def _hub() -> dict[str, Any]:
     except urllib.error.HTTPError:
         return finding  # it answers; whether a repository may be read is prepare's to say
     except OSError as error:
-        return finding | {"found": f"cannot be reached: {getattr(error, 'reason', error)}", "met": False}
+        return finding | {
+            "found": f"cannot be reached: {getattr(error, 'reason', error)}",
+            "met": False,
+        }
     return finding

@@ -1,5 +1,6 @@
-"""Load a prepared model for a run: architecture, head, number format and device, all from the config."""
+"""Load a prepared model for a run: architecture, head, number format and device."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,14 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from lorasp.adapters.residual import HEADS
 from lorasp.errors import UsageError, WorkError
 
 # A new classification head is no news here, and a bar for each file of weights is none either.
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
+# PEFT asks for a property by its former name
+warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
 
 CLASSES = {
     "encoder": AutoModelForSequenceClassification,
@@ -69,7 +73,9 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
     task = resolved.get("task", {})
     architecture = resolved["model"]["architecture"]
     if architecture == "encoder":
-        arguments["num_labels"] = 1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
+        arguments["num_labels"] = (
+            1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
+        )
         # all-MiniLM and its like were saved with another head, or none
         arguments["ignore_mismatched_sizes"] = True
     quantize = resolved["method"].get("settings", {}).get("quantize", "none")
@@ -77,12 +83,13 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
         arguments["quantization_config"] = (
             BitsAndBytesConfig(
                 load_in_4bit=True,
+                llm_int8_skip_modules=list(HEADS),
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
                 bnb_4bit_compute_dtype=DTYPES[resolved["runtime"]["precision"]],
             )
             if quantize == "nf4"
-            else BitsAndBytesConfig(load_in_8bit=True)
+            else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(HEADS))
         )
         arguments["device_map"] = {"": str(device)}
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
@@ -90,5 +97,7 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
         model: torch.nn.Module = CLASSES[architecture].from_pretrained(folder, **arguments)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise WorkError(f"cannot load a model for {architecture} from {folder}: {reason}") from error
+        raise WorkError(
+            f"cannot load a model for {architecture} from {folder}: {reason}"
+        ) from error
     return model if "device_map" in arguments else model.to(device)

@@ -1,10 +1,11 @@
-"""What the stages hand to each other: JSON files written whole or not at all, each with a schema."""
+"""What the stages hand to each other: JSON files, written whole or not at all, with a schema."""
 
 import functools
 import hashlib
 import json
 import os
 import platform
+import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ from lorasp.errors import WorkError
 
 SCHEMAS = Path(__file__).parent / "schemas"
 PACKAGES = (
-    "torch transformers peft bitsandbytes accelerate datasets tokenizers safetensors "
-    "sacrebleu rouge-score scikit-learn scipy lm-eval snakemake numpy"
-).split()
+    *("torch", "transformers", "peft", "bitsandbytes", "accelerate", "datasets", "tokenizers"),
+    *("safetensors", "sacrebleu", "rouge-score", "scikit-learn", "scipy", "lm-eval", "numpy"),
+)
 
 
 def sha256_of(path: Path) -> str:
@@ -96,7 +97,9 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     except OSError as error:
         raise WorkError(f"cannot read {path}: {error.strerror}") from error
     except ValueError as error:
-        raise WorkError(f"{path} is not JSON ({error}); delete it and run the stage again") from error
+        raise WorkError(
+            f"{path} is not JSON ({error}); delete it and run the stage again"
+        ) from error
     if problem := first_error(document, kind):
         raise WorkError(f"{path} is not a valid {kind} file ({problem}); run its stage again")
     return document
@@ -116,6 +119,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str | None:
+    if shutil.which("git") is None:
+        return None
     package = Path(__file__).parent
     done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
@@ -132,14 +137,6 @@ def provenance() -> dict[str, Any]:
             continue
     commit = _git("rev-parse", "HEAD")
     dirty = bool(_git("status", "--porcelain", "--untracked-files=no")) if commit else None
-    cpu = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    ) if Path("/proc/cpuinfo").exists() else platform.processor()
     return {
         "lorasp": __version__,
         "git": {"commit": commit, "dirty": dirty},
@@ -148,11 +145,18 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "system": platform.system(),
             "architecture": platform.machine(),
-            "cpu": cpu,
+            "cpu": _cpu(),
             "cores": os.cpu_count(),
             "gpus": _gpus(),
         },
     }
+
+
+def _cpu() -> str:
+    information = Path("/proc/cpuinfo")
+    lines = information.read_text().splitlines() if information.exists() else []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
 
 
 def _gpus() -> list[str]:

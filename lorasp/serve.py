@@ -18,8 +18,10 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 VARIABLE = "LORASP_SERVER"
 PRELOADED = (
@@ -29,10 +31,30 @@ PRELOADED = (
     "datasets",
     "lorasp.training.train",
     "lorasp.evaluation.evaluate",
+    "lorasp.evaluation.glue",
+    "lorasp.evaluation.mmlu",
+    "lorasp.evaluation.translation",
+    "lorasp.report",
     "lorasp.profiling.measure",
     "lorasp.data.prepare",
 )
 Main = Callable[[list[str]], int]
+
+
+def offline() -> None:
+    """After `prepare` nothing touches the network; read by the hub's clients when imported."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        os.environ[name] = "1"
+
+
+def use_this_python() -> None:
+    """Put the running interpreter's folder first in PATH: `python` in a rule is then this one.
+
+    So `.venv/bin/snakemake` works without an activated environment.
+    """
+    folder = str(Path(sys.executable).parent)
+    if os.environ.get("PATH", "").split(os.pathsep)[0] != folder:
+        os.environ["PATH"] = os.pathsep.join([folder, os.environ.get("PATH", "")])
 
 
 def serve(command: list[str], main: Main) -> int:
@@ -58,6 +80,7 @@ def serve(command: list[str], main: Main) -> int:
 
 def _listen(listener: socket.socket, main: Main) -> None:
     """The server process: import, then fork once for each connection, for ever."""
+    offline()
     os.setpgrp()  # an interrupt at the terminal is for the command; we end after it
     for name in PRELOADED:
         importlib.import_module(name)
@@ -104,10 +127,12 @@ def _set_threads() -> None:
 
 def _die_with(connection: socket.socket) -> None:
     if not connection.recv(1):
+        os.kill(os.getpid(), signal.SIGTERM)  # the command line turns it into an exception
+        time.sleep(10)
         os._exit(1)
 
 
-def _receive(connection: socket.socket) -> tuple[dict, list[int]]:
+def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     descriptors = array.array("i")
     message, ancillary, _, _ = connection.recvmsg(1, socket.CMSG_LEN(3 * descriptors.itemsize))
     for _, _, content in ancillary:

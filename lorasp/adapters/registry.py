@@ -1,4 +1,4 @@
-"""From the name of a method to a model that trains what the method trains, and back from its files."""
+"""From the name of a method to a model that trains it, and back from the files it left."""
 
 import dataclasses
 from pathlib import Path
@@ -38,7 +38,8 @@ def peft_config(resolved: dict[str, Any]) -> Any:
     if unknown := sorted(set(arguments) - fields):
         shown = sorted({*fields, *SHORT_NAMES, *BASE_SETTINGS})
         raise UsageError(
-            f"methods.{name}.settings has no {', '.join(unknown)}; {family} allows {', '.join(shown)}"
+            f"methods.{name}.settings has no {', '.join(unknown)}; "
+            f"{family} allows {', '.join(shown)}"
         )
     if "selection_seed" in fields:
         arguments.setdefault("selection_seed", resolved.get("cell", {}).get("seed", 0))
@@ -66,7 +67,9 @@ def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.M
     quantize = quantize_of(resolved)
     if family in ("base", "full"):
         if family == "full" and quantize != "none":
-            raise UsageError(f"method {resolved['method']['name']}: full fine-tuning cannot be quantised")
+            raise UsageError(
+                f"method {resolved['method']['name']}: full fine-tuning cannot be quantised"
+            )
         return model.requires_grad_(family == "full")
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
     config = peft_config(resolved)
@@ -97,7 +100,9 @@ def save_adapter(model: torch.nn.Module, folder: Path) -> int:
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
-def restore_model(resolved: dict[str, Any], model_folder: Path, cell_folder: Path) -> torch.nn.Module:
+def restore_model(
+    resolved: dict[str, Any], model_folder: Path, cell_folder: Path
+) -> torch.nn.Module:
     """The trained model of a cell, in evaluation mode: the base and what `save_adapter` wrote."""
     family = resolved["method"]["family"]
     if family == "full":

@@ -22,6 +22,7 @@ from lorasp.data.load import check_folder
 from lorasp.errors import UsageError
 from lorasp.models import autocast, device_of, load_model
 from lorasp.profiling.storage import LiveStorage, storage_bytes
+from lorasp.recompute import recompute_activations
 from lorasp.results import provenance, write_json
 
 PHASES = ("forward", "backward", "optimizer")
@@ -135,21 +136,6 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
         file=sys.stderr,
     )
     return path
-
-
-def recompute_activations(network: Any, resolved: Config) -> None:
-    """Checkpoint every layer where the method says `recompute: full`, as training does.
-
-    Raises UsageError for another value than none and full.
-    """
-    method = resolved["method"]
-    recompute = method["settings"].get("recompute", "none")
-    if recompute not in ("none", "full"):
-        raise UsageError(
-            f"methods.{method['name']}.settings.recompute is {recompute!r}; allowed are none, full"
-        )
-    if recompute == "full":
-        network.activation_checkpointing_enable({"use_reentrant": False})
 
 
 def random_batch(

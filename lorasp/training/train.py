@@ -28,6 +28,7 @@ from lorasp.data.load import check_folder, load_split
 from lorasp.errors import UsageError, WorkError
 from lorasp.metrics import classification_metrics, regression_metrics
 from lorasp.models import load_model, load_tokenizer
+from lorasp.recompute import recompute_activations
 from lorasp.results import provenance, write_json
 
 
@@ -56,11 +57,17 @@ def train_cell(
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = load_tokenizer(model_folder)
     model = apply_method(load_model(resolved, model_folder), resolved)
+    recompute_activations(model, resolved)
     if resolved["runtime"]["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
     outcome: dict[str, Any] = {
-        "steps": 0, "examples": 0, "tokens": 0, "loss": [], "final_loss": None, "best": None,
+        "steps": 0,
+        "examples": 0,
+        "tokens": 0,
+        "loss": [],
+        "final_loss": None,
+        "best": None,
     }
     if resolved["method"]["family"] != "base":
         outcome = _fit(model, tokenizer, resolved, token_folder, folder)
@@ -144,10 +151,7 @@ def _fit(
     ]
     return {
         "steps": trainer.state.global_step,
-        "examples": min(
-            trainer.state.global_step * recipe["batch_size"],
-            round(trainer.state.epoch or 0) * len(training) or len(training),
-        ),
+        "examples": round((trainer.state.epoch or 0) * len(training)),
         "tokens": int(trainer.state.num_input_tokens_seen),
         "loss": log,
         "final_loss": log[-1]["loss"] if log else None,
@@ -161,12 +165,6 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
     if recipe["batch_size"] % micro:
         raise UsageError(
             f"recipe micro_batch_size {micro} does not divide batch_size {recipe['batch_size']}"
-        )
-    recompute = resolved["method"].get("settings", {}).get("recompute", "none")
-    if recompute not in ("none", "full"):
-        raise UsageError(
-            f"methods.{resolved['method']['name']}.settings.recompute is {recompute!r}; "
-            "allowed are none, full"
         )
     seed = resolved["cell"]["seed"]
     return TrainingArguments(
@@ -189,8 +187,6 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         include_num_input_tokens_seen="non_padding",
-        activation_checkpointing=recompute == "full",
-        activation_checkpointing_kwargs={"use_reentrant": False},
         eval_strategy="epoch" if best else "no",
         save_strategy="epoch" if best else "no",
         save_total_limit=1,
@@ -208,7 +204,9 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
     )
 
 
-def _collator(tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module, resolved: dict[str, Any]) -> Any:
+def _collator(
+    tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module, resolved: dict[str, Any]
+) -> Any:
     """Pad each batch to its own longest example; labels of sequences are padded with -100."""
     if resolved["model"]["architecture"] == "encoder":
         return DataCollatorWithPadding(tokenizer)

@@ -92,7 +92,7 @@ def test_recomputation_takes_less_memory_and_leaves_the_states(config: Config) -
     assert full["peak_memory_bytes"] < plain["peak_memory_bytes"]
     assert full["states"] == plain["states"]
     long["methods"]["lora"]["settings"]["recompute"] = "some"
-    with pytest.raises(UsageError, match="recompute is 'some'; allowed are none, full"):
+    with pytest.raises(UsageError, match="recompute is 'some'; allowed are none, full, selective"):
         profile_cell(long, "roberta-tiny", "lora")
 
 

@@ -5,6 +5,7 @@ from lorasp.config import Cell, cells, data_folder, decisive, load_config, resol
 from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
 from lorasp.errors import UsageError
+from lorasp.serve import use_this_python
 from snakemake.exceptions import WorkflowError
 
 if unknown := set(config) - {"scale", "only"}:
@@ -13,6 +14,7 @@ if unknown := set(config) - {"scale", "only"}:
         "only=NAMES; anything else is set in the file"
     )
 
+use_this_python()
 SCALE = str(config.get("scale", "paper"))
 CONFIG_FILE = f"config/{SCALE}.yaml"
 try:

@@ -22,5 +22,5 @@ rule evaluate:
         values=evaluate_values,
         code=stage_code("evaluation", "metrics", "models"),
     shell:
-        "lorasp evaluate --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        "python -m lorasp evaluate --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed} &> {log}"

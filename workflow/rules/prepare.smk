@@ -13,7 +13,7 @@ rule machine:
     params:
         config=CONFIG_FILE,
     shell:
-        "lorasp doctor --config {params.config} 2>&1 > {output} | tee {log} >&2"
+        "python -m lorasp doctor --config {params.config} 2>&1 > {output} | tee {log} >&2"
 
 
 rule prepare_dataset:
@@ -32,7 +32,7 @@ rule prepare_dataset:
         entry=dataset_entry,
         code=stage_code("data"),
     shell:
-        "lorasp prepare --config {params.config} --dataset {wildcards.dataset} &> {log}"
+        "python -m lorasp prepare --config {params.config} --dataset {wildcards.dataset} &> {log}"
 
 
 rule prepare_model:
@@ -52,7 +52,7 @@ rule prepare_model:
         source=model_source,
         code=stage_code("data"),
     shell:
-        "lorasp prepare --config {params.config} --model {wildcards.model} &> {log}"
+        "python -m lorasp prepare --config {params.config} --model {wildcards.model} &> {log}"
 
 
 rule prepare_tokens:
@@ -72,5 +72,5 @@ rule prepare_tokens:
         task=task_text,
         code=stage_code("data"),
     shell:
-        "lorasp prepare --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        "python -m lorasp prepare --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " &> {log}"

@@ -18,7 +18,7 @@ rule profile:
     params:
         config=CONFIG_FILE,
         values=profile_values,
-        code=stage_code("profiling", "adapters", "models"),
+        code=stage_code("profiling", "adapters", "models", "recompute"),
     shell:
-        "lorasp profile --config {params.config} --model {wildcards.model}"
+        "python -m lorasp profile --config {params.config} --model {wildcards.model}"
         " --method {wildcards.method} &> {log}"

@@ -8,16 +8,17 @@ rule report:
     output:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
         text=f"{REPORT}/report.md",
+        results=f"{REPORT}/results.json",
         tables=report(
             directory(f"{REPORT}/tables"),
             patterns=["{name}.csv"],
-            caption="../report/table1.rst",
+            caption="../report/tables.rst",
             category="Tables",
         ),
         figures=report(
             directory(f"{REPORT}/figures"),
             patterns=["{name}.svg"],
-            caption="../report/figure2.rst",
+            caption="../report/figures.rst",
             category="Figures",
         ),
     log:
@@ -30,7 +31,7 @@ rule report:
         config=CONFIG_FILE,
         code=stage_code("report", "claims", "config"),
     shell:
-        "lorasp report --config {params.config} &> {log}"
+        "python -m lorasp report --config {params.config} &> {log}"
 
 
 for table in sorted({table_of(run) for run in CELLS}):
@@ -47,7 +48,7 @@ for table in sorted({table_of(run) for run in CELLS}):
         params:
             config=CONFIG_FILE,
         shell:
-            "lorasp report --config {params.config} 2>&1 | tee {log}"
+            "python -m lorasp report --config {params.config} 2>&1 | tee {log}"
 
 
 for task in sorted({run.task for run in CELLS}):
@@ -64,4 +65,4 @@ for task in sorted({run.task for run in CELLS}):
         params:
             config=CONFIG_FILE,
         shell:
-            "lorasp report --config {params.config} 2>&1 | tee {log}"
+            "python -m lorasp report --config {params.config} 2>&1 | tee {log}"

@@ -20,7 +20,7 @@ rule train:
     params:
         config=CONFIG_FILE,
         values=train_values,
-        code=stage_code("training", "adapters", "models", "metrics"),
+        code=stage_code("training", "adapters", "models", "metrics", "recompute"),
     shell:
-        "lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        "python -m lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed} &> {log}"

@@ -4,6 +4,10 @@
 # Some runs:              snakemake --cores all --config only=mrpc,lora-sp,seed-0
 
 
+# For --sdm apptainer; docs/files.md says how to make it from the image of `make container`.
+container: "containers/lorasp.sif"
+
+
 include: "workflow/rules/common.smk"
 
 

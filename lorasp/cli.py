@@ -126,6 +126,11 @@ def _parser() -> argparse.ArgumentParser:
     methods = command("methods", _methods, "list the methods, their sources and settings")
     methods.add_argument("--config", type=Path, help="include the methods of a configuration")
     methods.add_argument("--json", action="store_true")
+    bench = command("bench", _bench, "measure the suite itself: pipeline times whole smoke runs")
+    bench.add_argument("name", choices=("pipeline",))
+    bench.add_argument("--repeats", type=int, default=3)
+    bench.add_argument("--cores", type=int, default=2)
+    bench.add_argument("--json", action="store_true")
     server = command("serve", _serve, "run a command with the imports of its lorasp jobs shared")
     server.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     return parser
@@ -234,6 +239,20 @@ def _methods(options: argparse.Namespace) -> None:
         settings = " ".join(f"{key}={value}" for key, value in method["settings"].items())
         print(f"{method['name']:16} {method['family']:8} {method['trainable_rule']}")
         print(f"{'':16} {method['source']}" + (f"\n{'':16} {settings}" if settings else ""))
+
+
+def _bench(options: argparse.Namespace) -> None:
+    if options.repeats < 1 or options.cores < 1:
+        raise UsageError("--repeats and --cores must be at least 1")
+    from lorasp.bench import pipeline
+
+    figures = pipeline(options.repeats, options.cores)
+    if options.json:
+        print(json.dumps(figures, indent=1))
+        return
+    print(f"{figures['what']}: median {figures['median_seconds']:.0f} s")
+    for rule, seconds in figures["seconds_in_jobs"].items():
+        print(f"{seconds:8.1f} s in {rule}")
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -1,13 +1,11 @@
 """Say what a scale needs and whether this machine has it: `lorasp doctor --config …`."""
 
-import os
 import shutil
 import urllib.error
 import urllib.request
 from pathlib import Path
 from typing import Any
 
-HUB = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
 
 
 def examine(config: dict[str, Any]) -> list[dict[str, Any]]:
@@ -45,12 +43,13 @@ def _cuda() -> dict[str, Any]:
 
 
 def _hub() -> dict[str, Any]:
-    offline = os.environ.get("HF_HUB_OFFLINE", "") not in ("", "0")
-    finding = {"what": f"the Hugging Face hub at {HUB}", "found": "it answers", "met": True}
-    if offline:
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
+    finding = {"what": f"the Hugging Face hub at {ENDPOINT}", "found": "it answers", "met": True}
+    if HF_HUB_OFFLINE:
         return finding | {"found": "HF_HUB_OFFLINE is set", "met": False}
     try:
-        urllib.request.urlopen(f"{HUB}/api/models/google-t5/t5-base", timeout=10).close()
+        urllib.request.urlopen(f"{ENDPOINT}/api/models/google-t5/t5-base", timeout=10).close()
     except urllib.error.HTTPError:
         return finding  # it answers; whether a repository may be read is prepare's to say
     except OSError as error:

@@ -35,6 +35,11 @@ for line in forget_damaged(DATA):
     print(line, file=sys.stderr)
 
 
+# What the machine lacks is said once, where a reader looks for it: at the end.
+onerror:
+    shell(f"cat {RESULTS}/machine.log >&2 || true")
+
+
 wildcard_constraints:
     dataset="[^/]+",
     model="[^/]+",

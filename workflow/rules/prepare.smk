@@ -13,7 +13,7 @@ rule machine:
     params:
         config=CONFIG_FILE,
     shell:
-        "python -m lorasp doctor --config {params.config} 2>&1 > {output} | tee {log} >&2"
+        "python -m lorasp doctor --config {params.config} > {output} 2> {log}"
 
 
 rule prepare_dataset:

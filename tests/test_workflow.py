@@ -1,0 +1,253 @@
+"""The whole workflow: a real smoke run, what a change reruns, and the refusals."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from lorasp.bench import copy_checkout, run_smoke
+from lorasp.config import Cell, cells, load_config
+from lorasp.results import read_json
+
+ROOT = Path(__file__).parents[1]
+Snakemake = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout in which the smoke run has been made, in a path with a space."""
+    folder = tmp_path_factory.mktemp("smoke run")
+    copy_checkout(ROOT, folder)
+    done = run_smoke(folder, cores=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.fixture
+def snakemake(checkout: Path) -> Snakemake:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
+            cwd=checkout,
+            env={**os.environ, "PYTHONPATH": str(checkout)},
+            capture_output=True,
+            text=True,
+        )
+
+    return run
+
+
+def planned(snakemake: Snakemake, *arguments: str, scale: str = "smoke") -> dict[str, int]:
+    """Rule and number of jobs that a dry run plans."""
+    done = snakemake("--dry-run", *arguments, "--config", f"scale={scale}")
+    assert done.returncode == 0, done.stderr[-3000:]
+    table = re.search(r"^job +count\n-+ +-+\n(.*?)^total", done.stdout, re.MULTILINE | re.DOTALL)
+    if table is None:
+        assert "Nothing to be done" in done.stdout + done.stderr
+        return {}
+    counts = dict(line.split() for line in table[1].splitlines())
+    return {rule: int(count) for rule, count in counts.items() if rule != "all"}
+
+
+def test_every_run_and_profile_has_a_valid_result(checkout: Path) -> None:
+    config = load_config(checkout / "config/smoke.yaml")
+    for cell in cells(config):
+        train = read_json(checkout / cell.folder / "train.json", "train")
+        metrics = read_json(checkout / cell.folder / "metrics.json", "metrics")
+        assert train["cell"] == metrics["cell"] == vars(cell)
+        assert (checkout / cell.folder / "log.txt").exists()
+    for planned_profile in config["profile"]["cells"]:
+        for method in planned_profile["methods"]:
+            name = f"results/smoke/profile/{planned_profile['model']}/{method}.json"
+            read_json(checkout / name, "profile")
+
+
+def test_the_grid_covers_every_path(checkout: Path) -> None:
+    runs = cells(load_config(checkout / "config/smoke.yaml"))
+    glue = {"mnli", "sst2", "mrpc", "cola", "qnli", "qqp", "rte", "stsb"}
+    assert {run.task for run in runs} == glue | {"wmt16-en-ro", "alpaca-mmlu"}
+    for task in {run.task for run in runs}:
+        methods = {run.method for run in runs if run.task == task}
+        assert methods >= {"base", "ft", "lora", "lora-half", "lora-sp"}
+    assert {run.seed for run in runs} == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "method", "recipe", "loss"),
+    [
+        ("roberta-tiny", "mrpc", "lora-sp", "tuned", None),
+        ("t5-tiny", "wmt16-en-ro", "lora", "stated", None),
+        ("llama-tiny", "alpaca-mmlu", "ft", "stated", None),
+    ],
+)
+def test_losses_are_the_pinned_ones(
+    checkout: Path, model: str, task: str, method: str, recipe: str, loss: float
+) -> None:
+    folder = Cell("smoke", model, task, method, recipe, 0).folder
+    assert read_json(checkout / folder / "train.json", "train")["final_loss"] == pytest.approx(
+        loss, abs=2e-3
+    )
+
+
+def test_lora_sp_trains_as_many_parameters_as_lora_at_half_the_rank(checkout: Path) -> None:
+    counts = {
+        method: read_json(
+            checkout
+            / Cell("smoke", "t5-tiny", "wmt16-en-ro", method, "stated", 0).folder
+            / "train.json",
+            "train",
+        )["parameters"]["trainable"]
+        for method in ("base", "lora", "lora-half", "lora-sp")
+    }
+    # 2 encoder, 2 decoder and 2 cross attentions, q and v of 32 x 32, rank 4
+    assert counts["lora"] == 6 * 2 * 4 * (32 + 32)
+    assert counts["lora-half"] == counts["lora-sp"] == counts["lora"] // 2
+    assert counts["base"] == 0
+
+
+def test_report_shows_what_metrics_say(checkout: Path) -> None:
+    report = checkout / "reports/smoke"
+    assert {path.name for path in report.iterdir()} >= {
+        "report.html",
+        "report.md",
+        "results.json",
+        "tables",
+        "figures",
+    }
+    shown = pd.read_csv(report / "tables/scores.csv")
+    assert len(shown) > 0
+    assert "smoke" in (report / "report.html").read_text()
+
+
+def test_nothing_is_run_again(snakemake: Snakemake) -> None:
+    assert planned(snakemake) == {}
+
+
+def edited(path: Path, old: str, new: str) -> Callable[[], None]:
+    """Replace a text in a file; the returned function puts it back."""
+    before = path.read_text()
+    assert old in before
+    path.write_text(before.replace(old, new))
+    return lambda: (path.write_text(before), None)[1]
+
+
+@pytest.mark.parametrize(
+    ("file", "old", "new", "expected"),
+    [
+        # what is only shown
+        ("config/smoke.yaml", "stands_for: t5-base", "stands_for: t5-large", {}),
+        # how translations are scored
+        ("config/smoke.yaml", "num_beams: 2", "num_beams: 3", {"evaluate": 10, "report": 1}),
+        # one method's setting
+        (
+            "config/smoke.yaml",
+            "lora-sp-init: {settings: {rank: 4",
+            "lora-sp-init: {settings: {rank: 2",
+            {"train": 2, "evaluate": 2, "profile": 1, "report": 1},
+        ),
+        # one recipe
+        (
+            "config/smoke.yaml",
+            "learning_rate: 1.0e-3",
+            "learning_rate: 2.0e-3",
+            {"train": 10, "evaluate": 10, "report": 1},
+        ),
+        # the code of one stage
+        ("lorasp/evaluation/glue.py", '"""', '"""A note. ', {"evaluate": 110, "report": 1}),
+        ("lorasp/report/page.py", '"""', '"""A note. ', {"report": 1}),
+        # code that no result depends on
+        ("lorasp/doctor.py", '"""', '"""A note. ', {}),
+    ],
+)
+def test_a_change_reruns_what_depends_on_it(
+    checkout: Path, snakemake: Snakemake, file: str, old: str, new: str, expected: dict[str, int]
+) -> None:
+    restore = edited(checkout / file, old, new)
+    try:
+        assert planned(snakemake) == expected
+    finally:
+        restore()
+
+
+def test_a_deleted_result_is_made_again_alone(checkout: Path, snakemake: Snakemake) -> None:
+    metrics = checkout / Cell("smoke", "roberta-tiny", "rte", "lora", "stated", 1).folder
+    before = (metrics / "metrics.json").read_bytes()
+    (metrics / "metrics.json").unlink()
+    try:
+        assert planned(snakemake) == {"evaluate": 1, "report": 1}
+        assert planned(snakemake, "rte") == {"evaluate": 1, "rte": 1}
+        assert planned(snakemake, "mrpc") == {"mrpc": 1}
+    finally:
+        (metrics / "metrics.json").write_bytes(before)
+
+
+def test_a_damaged_file_is_named_and_prepared_again(checkout: Path, snakemake: Snakemake) -> None:
+    file = checkout / "data/smoke/wmt16/test.parquet"
+    before = file.read_bytes()
+    manifest = file.with_name("manifest.json").read_bytes()
+    file.write_bytes(before[:-1])
+    done = snakemake("data/smoke/wmt16/manifest.json", "--config", "scale=smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "test.parquet" in done.stderr
+    assert file.read_bytes() == before
+    assert file.with_name("manifest.json").read_bytes() == manifest
+
+
+def test_snakemake_report(checkout: Path, snakemake: Snakemake) -> None:
+    done = snakemake("--report", "report.zip", "--config", "scale=smoke")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (checkout / "report.zip").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["scale=nothing"], "there is no configuration config/nothing.yaml"),
+        (["scale=smoke", "only=lora-pp"], "only=lora-pp: no run has that name; allowed are"),
+        (["scale=smoke", "sed=1"], "--config sed: allowed are scale=NAME"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    snakemake: Snakemake, arguments: list[str], sentence: str
+) -> None:
+    done = snakemake("--dry-run", "--config", *arguments)
+    assert done.returncode == 1
+    assert sentence in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_the_paper_is_planned_anywhere(snakemake: Snakemake) -> None:
+    jobs = planned(snakemake, scale="paper")
+    runs = len(cells(load_config(ROOT / "config/paper.yaml")))
+    assert jobs["train"] == jobs["evaluate"] == runs
+    assert jobs["machine"] == jobs["report"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_the_paper_scale_is_refused_without_a_gpu(checkout: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "snakemake", "--cores", "all"],
+        cwd=checkout,
+        env={**os.environ, "PYTHONPATH": str(checkout), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 1
+    told = done.stdout + done.stderr
+    assert told.count("the paper scale cannot run on this machine") == 1
+    assert "a CUDA device" in told
+    assert "make smoke" in told
+    assert not list((checkout / "results").glob("paper/*/*/*"))
+    assert not (checkout / "data/paper").exists()
+
+
+def test_methods_of_the_report_are_those_of_the_config(checkout: Path) -> None:
+    results = json.loads((checkout / "reports/smoke/results.json").read_text())
+    assert "roberta-tiny" in json.dumps(results)

@@ -4,7 +4,7 @@
 # Some runs:              snakemake --cores all --config only=mrpc,lora-sp,seed-0
 
 
-# For --sdm apptainer; docs/files.md says how to make it from the image of `make container`.
+# For --sdm apptainer: an image made from containers/Containerfile.
 container: "containers/lorasp.sif"
 
 

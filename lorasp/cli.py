@@ -35,6 +35,8 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(2, str(error))
     except WorkError as error:
         return _fail(1, str(error))
+    except yaml.YAMLError as error:
+        return _fail(2, f"--set: {' '.join(str(error).split())}")
     except OSError as error:
         # a full disk, a missing right: the sentence is the system's own, with the file
         return _fail(
@@ -42,7 +44,10 @@ def main(arguments: list[str] | None = None) -> int:
         )
     except SystemExit as error:  # argparse: --help, or a usage error that it has already told
         return int(error.code or 0)
-    except Exception:
+    except Exception as error:
+        # safetensors tells a full disk by an exception of its own, torch a full GPU by another
+        if type(error).__name__ in ("SafetensorError", "OutOfMemoryError"):
+            return _fail(1, " ".join(str(error).split()))
         traceback.print_exc()
         return _fail(1, "this is a defect of lorasp; please report it with the lines above")
 
@@ -159,6 +164,9 @@ def _cell(options: argparse.Namespace) -> tuple[dict[str, Any], Cell, dict[str, 
     config = load_config(options.config)
     if options.set and not options.out:
         raise UsageError("--set makes another method than the one named: give --out FOLDER too")
+    out = options.out
+    if out and out.exists() and any(out.iterdir()) and not (out / "train.json").exists():
+        raise UsageError(f"--out {out} holds files of something else; name a new folder")
     return config, parse_cell(config, vars(options)), _settings(options.set)
 
 
@@ -168,7 +176,10 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
         key, separator, value = pair.partition("=")
         if not separator or not key:
             raise UsageError(f"--set {pair!r}: write KEY=VALUE, for instance --set rank=8")
-        settings[key] = value.split(",") if key == "targets" else yaml.safe_load(value)
+        try:
+            settings[key] = value.split(",") if key == "targets" else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {pair!r}: the value is not YAML") from error
     return settings
 
 

@@ -56,13 +56,19 @@ def load_config(path: Path) -> Config:
     return config
 
 
-def _with_parents(path: Path) -> Config:
+def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> Config:
     try:
         config = read_yaml(path)
     except WorkError as error:
         raise UsageError(str(error)) from error
     parent = config.pop("extends", None)
-    return _merge(_with_parents(path.parent / parent), config) if parent else config
+    if parent is None:
+        return config
+    if not isinstance(parent, str):
+        raise UsageError(f"{path}: extends is {parent!r}; allowed is the name of a file beside it")
+    if path in children:
+        raise UsageError(f"{path}: extends {parent} and so, in the end, itself; leave one out")
+    return _merge(_with_parents(path.parent / parent, (*children, path)), config)
 
 
 def _merge(under: Any, over: Any) -> Any:
@@ -93,12 +99,28 @@ def _check_names(path: Path, config: Config) -> None:
         for model in config["models"].values():
             if model["source"]["kind"] == "run":
                 parse_cell(config, model["source"]["cell"])
+            if "vocabulary" in model["source"]:
+                known("vocabulary", model["source"]["vocabulary"]["dataset"], config["datasets"])
+        for index, plan in enumerate(config["profile"]["cells"]):
+            known(f"profile.cells.{index}.model", plan["model"], config["models"])
+            for name in plan["methods"]:
+                known(f"profile.cells.{index}.methods", name, config["methods"])
+        for name, recipe in config["recipes"].items():
+            _check_exceptions(f"recipes.{name}", recipe, config)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
 
 
+def _check_exceptions(where: str, recipe: dict[str, Any], config: Config) -> None:
+    """The names under per_model, per_task and per_method: a misspelt one would change nothing."""
+    for kind in ("model", "task", "method"):
+        for name, special in recipe.get(f"per_{kind}", {}).items():
+            known(f"{where}.per_{kind}", name, config[f"{kind}s"])
+            _check_exceptions(f"{where}.per_{kind}.{name}", special, config)
+
+
 def parse_cell(config: Config, names: dict[str, Any]) -> Cell:
-    """The cell of those names, each checked against the configuration."""
+    """The cell of those names, each checked against the configuration, the seed against NumPy."""
     for kind in ("model", "task", "method"):
         known(kind, names[kind], config[f"{kind}s"])
     if config["methods"][names["method"]]["family"] == "base":
@@ -106,6 +128,8 @@ def parse_cell(config: Config, names: dict[str, Any]) -> Cell:
             raise UsageError(f"method {names['method']} is not trained: its recipe is none")
     else:
         known("recipe", names["recipe"], config["recipes"])
+    if not 0 <= names["seed"] < 2**32:
+        raise UsageError(f"seed is {names['seed']}; allowed is 0 to {2**32 - 1}")
     return Cell(
         config["scale"], *(names[key] for key in ("model", "task", "method", "recipe", "seed"))
     )
@@ -114,18 +138,20 @@ def parse_cell(config: Config, names: dict[str, Any]) -> Cell:
 def cells(config: Config, only: str = "") -> list[Cell]:
     """The runs of a configuration, sorted, without repeats.
 
-    The untouched base model (`base`) learns nothing, so it gets the recipe `none`. `only` keeps the
-    runs that agree with every name in a comma-separated list of models, tasks, methods, recipes and
-    seeds (`seed-0`): names of one kind are alternatives. Raises UsageError for an unknown name.
+    The untouched base model (`base`) learns nothing: its recipe is `none`, and it has one seed
+    unless a classification head is drawn from it. `only` keeps the runs that agree with every name
+    in a comma-separated list of models, tasks, methods, recipes and seeds (`seed-0`): names of one
+    kind are alternatives. Raises UsageError for an unknown name.
     """
     runs = set()
     for group in config["experiments"]:
         kinds = (group[kind] for kind in ("models", "tasks", "methods", "recipes", "seeds"))
         for model, task, method, recipe, seed in itertools.product(*kinds):
             trained = config["methods"][method]["family"] != "base"
-            runs.add(
-                Cell(config["scale"], model, task, method, recipe if trained else "none", seed)
-            )
+            drawn = trained or config["models"][model]["architecture"] == "encoder"
+            if drawn or seed == group["seeds"][0]:
+                place = (model, task, method, recipe if trained else "none", seed)
+                runs.add(Cell(config["scale"], *place))
     wanted: dict[str, set[str]] = {}
     for name in filter(None, (part.strip() for part in only.split(","))):
         kind = next((kind for kind in _KINDS if name in _names(runs, kind)), None)
@@ -202,15 +228,19 @@ def decisive(stage: str, resolved: Config) -> Config:
     """
     task, method = resolved["task"], resolved["method"]
     scoring = ("evaluate", "metrics", "headline", "generation", "benchmark")
-    shown = ("version", "table", "column", "note", *scoring)
+    shown = {"version", "table", "column", "note", *scoring}
     runtime = {key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")}
+    if resolved["recipe"].get("select") == "best":
+        shown -= {"evaluate", "headline"}  # they choose the epoch
+    if resolved["runtime"]["device"] == "cpu":
+        runtime["threads"] = resolved["runtime"]["threads"]  # sums are split among them
     trained = {
         "cell": resolved["cell"],
         "model": {key: resolved["model"][key] for key in ("architecture", "targets")},
         "task": {key: value for key, value in task.items() if key not in shown},
         "method": {"family": method["family"], "settings": method["settings"]},
         "recipe": {key: value for key, value in resolved["recipe"].items() if key != "source"},
-        "runtime": {**runtime, "threads": resolved["runtime"]["threads"]},
+        "runtime": runtime,
     }
     return trained if stage == "train" else {key: task.get(key) for key in scoring} | runtime
 
@@ -225,7 +255,7 @@ def text_of(task: Config) -> Config:
 def stage_code(*packages: str) -> str:
     """A fingerprint of the source of a stage: the named packages or modules of lorasp.
 
-    YAML is left out: what a run uses of it is in its resolved configuration.
+    The table of methods is left out: what a run uses of it is in its resolved configuration.
     """
     root = Path(__file__).parent
     files = [file for name in packages for file in [root / f"{name}.py", *(root / name).rglob("*")]]
@@ -233,7 +263,7 @@ def stage_code(*packages: str) -> str:
         {
             str(file.relative_to(root)): file.read_text()
             for file in sorted(files)
-            if file.is_file() and file.suffix not in (".yaml", ".pyc")
+            if file.is_file() and file.suffix != ".pyc" and file != METHODS
         }
     )
 

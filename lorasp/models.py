@@ -60,15 +60,23 @@ def autocast(resolved: dict[str, Any]) -> AbstractContextManager[Any]:
     return torch.autocast(device_of(resolved).type, DTYPES[precision])
 
 
+def compute_dtype(resolved: dict[str, Any]) -> torch.dtype:
+    """The number format in which layers multiply, as `runtime.precision` says."""
+    return DTYPES[resolved["runtime"]["precision"]]
+
+
 def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
     """The model in `folder`, on the run's device, weights in `runtime.weights` (default fp32).
 
+    Weights that are all trained are fp32, whatever the number format of the forward pass.
     A classification head is drawn from the run's seed. The method's `quantize` loads the linear
     layers in NF4 (with double quantisation, as QLoRA does) or int8; the `-residual` formats are
     quantised later, by the method itself. Raises WorkError where the folder holds no such model.
     """
     device = device_of(resolved)
-    dtype = DTYPES[resolved["runtime"].get("weights", "fp32")]
+    weights = resolved["runtime"].get("weights", "fp32")
+    # In bf16 an AdamW update of 1e-5 is lost in the rounding of most weights.
+    dtype = torch.float32 if resolved["method"]["family"] == "full" else DTYPES[weights]
     arguments: dict[str, Any] = {"dtype": dtype}
     task = resolved.get("task", {})
     architecture = resolved["model"]["architecture"]
@@ -76,8 +84,6 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
         arguments["num_labels"] = (
             1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
         )
-        # all-MiniLM and its like were saved with another head, or none
-        arguments["ignore_mismatched_sizes"] = True
     quantize = resolved["method"].get("settings", {}).get("quantize", "none")
     if quantize in ("nf4", "int8"):
         arguments["quantization_config"] = (
@@ -86,7 +92,7 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
                 llm_int8_skip_modules=list(HEADS),
                 bnb_4bit_quant_type="nf4",
                 bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=DTYPES[resolved["runtime"]["precision"]],
+                bnb_4bit_compute_dtype=compute_dtype(resolved),
             )
             if quantize == "nf4"
             else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(HEADS))
@@ -95,7 +101,7 @@ def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
     try:
         model: torch.nn.Module = CLASSES[architecture].from_pretrained(folder, **arguments)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise WorkError(
             f"cannot load a model for {architecture} from {folder}: {reason}"

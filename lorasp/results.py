@@ -47,18 +47,20 @@ def atomic(path: Path) -> Iterator[Path]:
 
     Raises WorkError, naming the file, when the disk refuses; nothing half-written stays behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    temporary = Path(name)
+    temporary = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
+        temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes it private; results are for everybody
         temporary.replace(path)
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
 
 
 @functools.cache
@@ -75,6 +77,12 @@ def first_error(value: Any, kind: str) -> str | None:
     if error is None:
         return None
     where = ".".join(str(part) for part in error.absolute_path) or "top level"
+    match error.validator:
+        case "additionalProperties":
+            allowed = ", ".join(sorted(error.schema["properties"]))
+            return f"{where}: {error.message}; allowed are {allowed}"
+        case "pattern" if "description" in error.schema:
+            return f"{where}: found {error.instance!r}; allowed is {error.schema['description']}"
     return f"{where}: {error.message}"
 
 
@@ -121,8 +129,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def _git(*arguments: str) -> str | None:
     if shutil.which("git") is None:
         return None
-    package = Path(__file__).parent
-    done = subprocess.run(["git", "-C", str(package), *arguments], capture_output=True, text=True)
+    checkout = Path(__file__).parents[1]
+    if not (checkout / ".git").exists():  # installed, maybe inside another project's checkout
+        return None
+    done = subprocess.run(["git", "-C", str(checkout), *arguments], capture_output=True, text=True)
     return done.stdout.strip() if done.returncode == 0 else None
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from peft.tuners.lora import LoraLayer
 
-import lorasp.adapters  # noqa: F401  (registers LORA_SP with PEFT)
+from lorasp.adapters import LoraSpConfig  # registers LORA_SP with PEFT
 from lorasp.adapters.residual import quantize_residual
 from lorasp.errors import UsageError
-from lorasp.models import load_model
+from lorasp.models import compute_dtype, load_model
 
 TASK_TYPES = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
 SHORT_NAMES = {"rank": "r", "dropout": "lora_dropout", "targets": "target_modules"}
@@ -41,6 +42,11 @@ def peft_config(resolved: dict[str, Any]) -> Any:
             f"methods.{name}.settings has no {', '.join(unknown)}; "
             f"{family} allows {', '.join(shown)}"
         )
+    # PEFT's own LoRA finds a rank of another kind only when it allocates
+    if type(rank := arguments.get("r", 1)) is not int or rank < 1:
+        raise UsageError(
+            f"methods.{name}.settings.rank is {rank!r}; allowed is a whole number from 1"
+        )
     if "selection_seed" in fields:
         arguments.setdefault("selection_seed", resolved.get("cell", {}).get("seed", 0))
     try:
@@ -63,27 +69,48 @@ def quantize_of(resolved: dict[str, Any]) -> str:
 
 def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.Module:
     """Give the model what the method trains, drawn from the run's seed; all else is frozen."""
-    family = resolved["method"]["family"]
+    family, name = resolved["method"]["family"], resolved["method"]["name"]
     quantize = quantize_of(resolved)
     if family in ("base", "full"):
-        if family == "full" and quantize != "none":
+        if unknown := sorted(set(resolved["method"].get("settings", {})) - set(BASE_SETTINGS)):
             raise UsageError(
-                f"method {resolved['method']['name']}: full fine-tuning cannot be quantised"
+                f"methods.{name}.settings has no {', '.join(unknown)}; "
+                f"{family} allows {', '.join(BASE_SETTINGS)}"
             )
+        if family == "full" and quantize != "none":
+            raise UsageError(f"method {name}: full fine-tuning cannot be quantised")
         return model.requires_grad_(family == "full")
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
     config = peft_config(resolved)
-    _hold_base(model, config, quantize)
+    _hold_base(model, config, quantize, compute_dtype(resolved))
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
     except ValueError as error:
-        raise UsageError(f"method {resolved['method']['name']}: {error}") from error
+        raise UsageError(f"method {name}: {error}") from error
+    _check_ranks(adapted)
     return adapted
 
 
-def _hold_base(model: torch.nn.Module, config: Any, quantize: str) -> None:
-    if quantize.endswith("-residual"):
-        quantize_residual(model, config, quantize.removesuffix("-residual"))
+def _check_ranks(model: torch.nn.Module) -> None:
+    """Refuse what PEFT's LoRA accepts: a rank that no product of that shape can have."""
+    for path, layer in model.named_modules():
+        if isinstance(layer, LoraLayer):
+            largest = min(layer.in_features, layer.out_features)
+            if (rank := max(layer.r.values(), default=0)) > largest:
+                raise UsageError(
+                    f"rank {rank} is larger than the matrix of {path}, which is "
+                    f"{layer.out_features}x{layer.in_features}: allowed is at most {largest}"
+                )
+
+
+def _hold_base(
+    model: torch.nn.Module, config: Any, quantize: str, compute_dtype: torch.dtype
+) -> None:
+    if not quantize.endswith("-residual"):
+        return
+    if not isinstance(config, LoraSpConfig):
+        raise UsageError(f"quantize: {quantize} is Eq. 3 of LoRA-SP, and only LORA_SP has it")
+    quantize_residual(model, config, quantize.removesuffix("-residual"), compute_dtype)
 
 
 def save_adapter(model: torch.nn.Module, folder: Path) -> int:
@@ -109,7 +136,7 @@ def restore_model(
         return load_model(resolved, cell_folder / "adapter").eval()
     model = load_model(resolved, model_folder)
     if family != "base":
-        _hold_base(model, peft_config(resolved), quantize_of(resolved))
+        _hold_base(model, peft_config(resolved), quantize_of(resolved), compute_dtype(resolved))
         model = PeftModel.from_pretrained(model, str(cell_folder / "adapter"))  # type: ignore[arg-type]
     return model.eval()
 

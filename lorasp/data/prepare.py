@@ -21,6 +21,7 @@ from lorasp.config import (
     parse_cell,
     resolve_model,
     resolve_task,
+    text_of,
 )
 from lorasp.data.folders import MANIFEST, building, forget_damaged, is_current
 from lorasp.data.load import check_folder, load_split
@@ -201,7 +202,7 @@ def prepare_tokens(config: Config, model: str, task: str) -> Path:
     inputs = {
         "model": check_folder(model_folder)["fingerprint"],
         "dataset": check_folder(dataset)["fingerprint"],
-        "task": {key: resolved[key] for key in _TOKEN_KEYS if key in resolved},
+        "task": text_of(resolved),
     }
     folder = data_folder(config, "tokens", model, task)
     if not is_current(folder, source, inputs):
@@ -211,21 +212,6 @@ def prepare_tokens(config: Config, model: str, task: str) -> Path:
         with building(folder, source, inputs) as place:
             tokens.write_tokens(place, resolved, model_folder, dataset)
     return folder / MANIFEST
-
-
-# The keys of a task that decide its tokens; a changed metric must not make them again.
-_TOKEN_KEYS = (
-    "family",
-    "text",
-    "label",
-    "labels",
-    "prefix",
-    "prompt",
-    "prompt_without_input",
-    "train",
-    "evaluate",
-    "max_length",
-)
 
 
 def _artefacts(config: Config) -> Path:

@@ -23,12 +23,14 @@ def write_tokens(folder: Path, task: Task, model: Path, dataset: Path) -> None:
 
     Columns: input_ids, attention_mask, token_type_ids (where the tokenizer makes them), labels
     (a class index, a score, or token ids) and length (of input_ids). Nothing is longer than the
-    task's max_length. Raises WorkError for a missing column or split, an empty split, or a label
-    outside the task's range.
+    task's max_length, but for translations to be scored. Raises WorkError for a missing column or
+    split, an empty split, or a label outside the task's range.
     """
     tokenizer = AutoTokenizer.from_pretrained(model)
-    encode = _encoder(tokenizer, task)
     for split in wanted_splits(task, dataset):
+        # What is scored against a full reference is translated in full.
+        whole = task["family"] == "translation" and split in task["evaluate"]
+        encode = _encoder(tokenizer, task | {"max_length": None} if whole else task)
         table = load_split(dataset, split)
         check_table(table, task, dataset / f"{split}.parquet")
         # A given fingerprint keeps the file's bytes equal from run to run.
@@ -44,17 +46,19 @@ def write_tokens(folder: Path, task: Task, model: Path, dataset: Path) -> None:
 
 
 def wanted_splits(task: Task, dataset: Path) -> list[str]:
-    """The training split, those that are evaluated, and a plain `validation` where there is one."""
+    """The training split, those that are evaluated, and the task's `validation` if it names one."""
     present = splits(dataset)
     # Instructions are evaluated on a benchmark, which is not a split of their own data.
-    needed = [task["train"]] + ([] if task["family"] == "instruction" else task["evaluate"])
+    evaluated = [] if task["family"] == "instruction" else task["evaluate"]
+    named = [task["train"], *evaluated, *([task["validation"]] if "validation" in task else [])]
+    needed = list(dict.fromkeys(named))
     for split in needed:
         if split not in present:
             raise WorkError(
                 f"task {task['name']} needs the split {split!r} of {dataset}; "
                 f"there is {', '.join(present) or 'none'}"
             )
-    return needed + [split for split in ("validation",) if split in present and split not in needed]
+    return needed
 
 
 def check_table(table: Dataset, task: Task, file: Path) -> None:
@@ -93,7 +97,7 @@ def _is_number(value: Any) -> bool:
 
 def _encoder(tokenizer: PreTrainedTokenizerBase, task: Task) -> Encode:
     """The function from a batch of rows to a batch of tokens for the family of the task."""
-    limits = {"truncation": True, "max_length": task["max_length"]}
+    limits = {"truncation": task["max_length"] is not None, "max_length": task["max_length"]}
     make = {
         "classification": _encode_texts,
         "regression": _encode_texts,

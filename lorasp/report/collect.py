@@ -12,6 +12,7 @@ from lorasp.results import fingerprint, read_json
 
 RUN = ["model", "task", "method", "recipe"]
 DONE, TRAINED, NOT_RUN = "done", "trained, not evaluated", "not run"
+OUTDATED = "outdated"  # made with another configuration
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,6 +90,8 @@ def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], li
         origin["data"] = run.get("data", {}) | origin["data"]
         origin["same_config"] &= run["same_config"]
         run |= origin
+        if not run["same_config"]:  # shown with the runs, and in no mean
+            return run | {"status": OUTDATED, "wall_seconds": seconds}, [], losses
         for split, entry in metrics["splits"].items():
             for metric, score in entry["metrics"].items():
                 row = {"split": split, "metric": metric, "n": entry["n"], "headline": False}

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset, concatenate_datasets
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -53,6 +54,7 @@ def train_cell(
         "tokens": check_folder(token_folder)["fingerprint"],
     }
     set_seed(cell.seed)
+    torch.set_num_threads(resolved["runtime"]["threads"])
     # Deterministic kernels where there are any; a warning names the ones that are not.
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = load_tokenizer(model_folder)
@@ -126,10 +128,10 @@ def _fit(
     steps_an_epoch = math.ceil(len(training) / recipe["batch_size"])
     steps = recipe.get("max_steps", math.ceil(steps_an_epoch * recipe["epochs"]))
     best = recipe["select"] == "best"
-    validation = load_split(token_folder, _selection_split(task)) if best else None
-    checkpoints = folder / "checkpoints"
+    validation = _selection_rows(task, token_folder) if best else None
+    checkpoints = folder / ".checkpoints"
     shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer = Trainer(
+    trainer = LengthGrouped(
         model=model,
         args=_arguments(resolved, checkpoints, steps, best),
         train_dataset=training,
@@ -138,12 +140,28 @@ def _fit(
         compute_metrics=_headline(task) if best and "loss" not in _selection_metric(task) else None,
         callbacks=[Selection(model), Progress()],
     )
+    # Only causal models divide the loss by the tokens of the whole batch; the Trainer takes any
+    # model whose forward has **kwargs to do so, and would add the losses of the others up.
+    trainer.model_accepts_loss_kwargs = resolved["model"]["architecture"] == "causal"
+    if trainer.args.n_gpu > 1:
+        raise UsageError(
+            f"{trainer.args.n_gpu} CUDA devices are visible, and one run would spread its batch "
+            "over all of them: name one, for instance CUDA_VISIBLE_DEVICES=0"
+        )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
     began = time.perf_counter()
-    trainer.train()
+    try:
+        trainer.train()
+    except torch.OutOfMemoryError as error:
+        raise WorkError(
+            f"out of GPU memory: lower the recipe's micro_batch_size, now {_micro_batch(recipe)} "
+            "(the batch stays what it is), or set the method's recompute to selective or full"
+        ) from error
+    finally:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     print(f"trained {trainer.state.global_step} steps in {time.perf_counter() - began:.1f} s")
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    epochs, rest = divmod(trainer.state.global_step, steps_an_epoch)
     log = [
         {key: entry[key] for key in ("step", "epoch", "loss", "learning_rate")}
         for entry in trainer.state.log_history
@@ -151,7 +169,7 @@ def _fit(
     ]
     return {
         "steps": trainer.state.global_step,
-        "examples": round((trainer.state.epoch or 0) * len(training)),
+        "examples": epochs * len(training) + rest * recipe["batch_size"],
         "tokens": int(trainer.state.num_input_tokens_seen),
         "loss": log,
         "final_loss": log[-1]["loss"] if log else None,
@@ -161,7 +179,7 @@ def _fit(
 
 def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -> TrainingArguments:
     recipe, runtime = resolved["recipe"], resolved["runtime"]
-    micro = recipe.get("micro_batch_size", recipe["batch_size"])
+    micro = _micro_batch(recipe)
     if recipe["batch_size"] % micro:
         raise UsageError(
             f"recipe micro_batch_size {micro} does not divide batch_size {recipe['batch_size']}"
@@ -190,6 +208,7 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
         eval_strategy="epoch" if best else "no",
         save_strategy="epoch" if best else "no",
         save_total_limit=1,
+        save_only_model=True,
         load_best_model_at_end=best,
         metric_for_best_model=_selection_metric(resolved["task"]) if best else None,
         greater_is_better="loss" not in _selection_metric(resolved["task"]) if best else None,
@@ -204,6 +223,10 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
     )
 
 
+def _micro_batch(recipe: dict[str, Any]) -> int:
+    return int(recipe.get("micro_batch_size", recipe["batch_size"]))
+
+
 def _collator(
     tokenizer: PreTrainedTokenizerBase, model: torch.nn.Module, resolved: dict[str, Any]
 ) -> Any:
@@ -214,16 +237,16 @@ def _collator(
     return DataCollatorForSeq2Seq(tokenizer, model=model if seq2seq else None)
 
 
-def _selection_split(task: dict[str, Any]) -> str:
-    """The split by which `select: best` chooses an epoch: GLUE has only its dev set."""
+def _selection_rows(task: dict[str, Any], token_folder: Path) -> Dataset:
+    """The rows by which `select: best` chooses an epoch: GLUE has its dev sets and no other."""
     if task["family"] in ("classification", "regression"):
-        return str(task["evaluate"][0])
+        return concatenate_datasets([load_split(token_folder, name) for name in task["evaluate"]])
     if "validation" not in task:
         raise UsageError(
             f"task {task['name']} has no validation split, so the recipe's select cannot be best; "
             "use select: last, or name a `validation` split in the task's definition"
         )
-    return str(task["validation"])
+    return load_split(token_folder, task["validation"])
 
 
 def _selection_metric(task: dict[str, Any]) -> str:
@@ -252,6 +275,13 @@ def _best(trainer: Trainer, task: dict[str, Any]) -> dict[str, float]:
     scores = [entry for entry in trainer.state.log_history if metric in entry]
     chosen = (min if metric == "eval_loss" else max)(scores, key=lambda entry: entry[metric])
     return {"epoch": chosen["epoch"], "value": chosen[metric]}
+
+
+class LengthGrouped(Trainer):
+    """Group by the lengths that `prepare` counted; the Trainer would drop them and count anew."""
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        return super()._get_train_sampler(self.train_dataset)
 
 
 class Selection(TrainerCallback):
@@ -290,7 +320,9 @@ class Progress(TrainerCallback):
         self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        loss = (logs or {}).get("loss")
+        logs = logs or {}
+        # train_loss, the mean of all steps, comes last: it tells of steps after the last loss
+        loss = logs.get("loss", logs.get("train_loss"))
         if loss is None:
             return
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)

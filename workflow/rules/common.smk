@@ -1,10 +1,13 @@
 # What the rules share: the configuration of the scale, and where the files of a run lie.
+import os
+import sys
 from pathlib import Path
 
 from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
 from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
 from lorasp.errors import UsageError
+from lorasp.results import fingerprint
 from lorasp.serve import use_this_python
 from snakemake.exceptions import WorkflowError
 
@@ -23,6 +26,9 @@ try:
 except UsageError as error:
     raise WorkflowError(str(error))
 
+if CONFIG["scale"] != SCALE:
+    raise WorkflowError(f"{CONFIG_FILE} says scale: {CONFIG['scale']}; write scale: {SCALE}")
+
 THREADS = CONFIG["runtime"]["threads"]
 GPUS = 1 if CONFIG["runtime"]["device"] == "cuda" else 0
 DATA = data_folder(CONFIG)
@@ -35,9 +41,12 @@ for line in forget_damaged(DATA):
     print(line, file=sys.stderr)
 
 
-# What the machine lacks is said once, where a reader looks for it: at the end.
+# What the machine lacks is said once, where a reader looks for it: at the end. After another failure
+# the report is written from what there is.
 onerror:
     shell(f"cat {RESULTS}/machine.log >&2 || true")
+    if any(Path(RESULTS).rglob("metrics.json")):
+        shell(f"python -m lorasp report --config {CONFIG_FILE} || true")
 
 
 wildcard_constraints:
@@ -81,7 +90,7 @@ def model_source(wildcards):
 def model_needs(wildcards):
     # a model can be the outcome of a run, and its tokenizer can be trained on a data set
     source = model_source(wildcards)
-    needs = []
+    needs = local_files(source)
     if source["kind"] == "run":
         needs.append(Cell(SCALE, **source["cell"]).folder / "train.json")
     if "vocabulary" in source:
@@ -126,8 +135,22 @@ def profile_values(wildcards):
     }
 
 
+def local_files(source):
+    # what a user edits beside the workflow
+    path = Path(source.get("path", ""))
+    if source["kind"] != "local":
+        return []
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
+def dataset_needs(wildcards):
+    return local_files(dataset_entry(wildcards)["source"])
+
+
+TRAINED = {(run.model, run.method) for run in CELLS}
 PROFILES = [
     f"{RESULTS}/profile/{cell['model']}/{method}.json"
     for cell in CONFIG["profile"]["cells"]
     for method in cell["methods"]
+    if (cell["model"], method) in TRAINED
 ]

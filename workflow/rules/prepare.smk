@@ -19,6 +19,7 @@ rule machine:
 rule prepare_dataset:
     input:
         ancient(rules.machine.output),
+        needs=dataset_needs,
     output:
         DATA / "{dataset}" / "manifest.json",
     log:

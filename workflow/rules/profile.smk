@@ -12,7 +12,7 @@ rule profile:
         f"{RESULTS}/profile/{{model}}/{{method}}.tsv"
     conda:
         "../../envs/suite.yaml"
-    threads: workflow.cores
+    threads: os.cpu_count()
     resources:
         gpu=GPUS,
     params:

@@ -29,6 +29,7 @@ rule report:
         "../../envs/suite.yaml"
     params:
         config=CONFIG_FILE,
+        values=fingerprint(CONFIG),
         code=stage_code("report", "claims", "config"),
     shell:
         "python -m lorasp report --config {params.config} &> {log}"

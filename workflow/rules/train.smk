@@ -3,6 +3,7 @@
 
 rule train:
     input:
+        ancient(rules.machine.output),
         model=task_model,
         tokens=rules.prepare_tokens.output,
     output:

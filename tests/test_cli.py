@@ -1,0 +1,232 @@
+"""The command line as a user meets it: exit codes, one line for an error, JSON and nothing else."""
+
+import json
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from lorasp import cli
+from lorasp.cli import main
+from lorasp.config import METHODS
+from lorasp.errors import UsageError, WorkError
+
+ROOT = Path(__file__).parents[1]
+SMOKE = str(ROOT / "config" / "smoke.yaml")
+RUN = {"model": "roberta-tiny", "task": "mrpc", "method": "lora-sp", "recipe": "stated", "seed": 0}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty current folder, no server, and afterwards this process as it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("LORASP_SERVER", raising=False)
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    handler = signal.getsignal(signal.SIGTERM)
+    yield tmp_path
+    signal.signal(signal.SIGTERM, handler)
+
+
+def line(command: str = "train", config: str = SMOKE, more: tuple = (), **change: Any) -> list[str]:
+    options = [f"--{key}={value}" for key, value in {**RUN, **change}.items()]
+    return [command, f"--config={config}", *options, *more]
+
+
+def told(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line that the command said."""
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    (sentence,) = shown.err.splitlines()
+    assert sentence.startswith("error: ") and shown.err.count("error: ") == 1
+    return sentence.removeprefix("error: ")
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": "bert"}, "model 'bert' is unknown; known are llama-tiny, roberta-tiny, t5-tiny"),
+        ({"task": "wnli"}, "task 'wnli' is unknown; known are alpaca-mmlu, cola"),
+        ({"method": "dora"}, "method 'dora' is unknown; known are base, ft, lora"),
+        ({"recipe": "fast"}, "recipe 'fast' is unknown; known are stated, tuned"),
+        ({"seed": -1}, "seed is -1; allowed is 0 to 4294967295"),
+        ({"config": "none.yaml"}, "there is no configuration none.yaml"),
+        ({"more": ("--set", "rank=8")}, "give --out FOLDER too"),
+        ({"more": ("--set", "rank", "--out=x")}, "--set 'rank': write KEY=VALUE"),
+        ({"more": ("--set", "=8", "--out=x")}, "--set '=8': write KEY=VALUE"),
+        ({"more": ("--set", "rank=[8", "--out=x")}, "--set 'rank=[8': the value is not YAML"),
+    ],
+)
+def test_wrong_arguments(
+    place: Path, capsys: pytest.CaptureFixture[str], command: str, change: dict, message: str
+) -> None:
+    assert main(line(command, **change)) == 2
+    assert message in told(capsys)
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["trian"],
+        ["train", "--config", SMOKE],
+        line(seed="first"),
+        [*line(), "--sett", "rank=8"],
+    ],
+)
+def test_what_argparse_refuses(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert main(arguments) == 2
+    shown = capsys.readouterr()
+    assert shown.out == "" and shown.err.count("error: ") == 1
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--dataset", "wnli"], "dataset 'wnli' is unknown; known are alpaca, cola"),
+        (["--model", "bert"], "model 'bert' is unknown"),
+        (["--model", "roberta-tiny", "--task", "wnli"], "task 'wnli' is unknown"),
+        (["--task", "mrpc"], "prepare takes --dataset NAME, or --model NAME, or"),
+        (["--dataset", "mrpc", "--model", "roberta-tiny"], "prepare takes --dataset NAME, or"),
+        ([], "prepare takes --dataset NAME, or"),
+    ],
+)
+def test_prepare_with_wrong_arguments(
+    place: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    assert main(["prepare", "--config", SMOKE, *arguments]) == 2
+    assert message in told(capsys)
+    assert list(place.iterdir()) == []
+
+
+def test_what_is_not_prepared(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(line()) == 1
+    sentence = told(capsys)
+    assert sentence.startswith(
+        "data/smoke/models/roberta-tiny is not prepared: run `lorasp prepare"
+    )
+    assert list(place.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [
+        (UsageError("which key"), 2, "which key"),
+        (WorkError("which file"), 1, "which file"),
+        (OSError(28, "No space left on device", "data/x"), 1, "No space left on device: data/x"),
+        (OSError(28, "No space left on device"), 1, "No space left on device"),
+    ],
+)
+def test_failures_of_the_work(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    failure: Exception,
+    code: int,
+    message: str,
+) -> None:
+    def fail(_: object) -> None:
+        raise failure
+
+    monkeypatch.setattr(cli, "_methods", fail)
+    assert main(["methods"]) == code
+    assert told(capsys) == message
+
+
+def test_a_defect_shows_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(cli, "_methods", lambda options: options.no_such_option)
+    assert main(["methods"]) == 1
+    shown = capsys.readouterr().err
+    assert "no_such_option" in shown and shown.count("error: ") == 1
+    assert shown.splitlines()[-1].startswith("error: this is a defect of lorasp")
+
+
+def test_termination_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whatever is half-written is removed on the way out."""
+    cleaned = []
+
+    def work(_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            cleaned.append(True)
+
+    monkeypatch.setattr(cli, "_methods", work)
+    assert main(["methods"]) == 128 + signal.SIGTERM and cleaned == [True]
+
+
+def test_settings() -> None:
+    pairs = ["rank=8", "density=0.25", "targets=q_proj,v_proj", "selection=rank", "use_rslora=true"]
+    assert cli._settings(pairs) == {
+        "rank": 8,
+        "density": 0.25,
+        "targets": ["q_proj", "v_proj"],
+        "selection": "rank",
+        "use_rslora": True,
+    }
+    assert cli._settings(["targets=all"]) == {"targets": ["all"]}
+    assert cli._settings(["rank=8", "rank=4"]) == {"rank": 4}
+    assert cli._settings(["a=b=c"]) == {"a": "b=c"}
+
+
+def test_settings_reach_the_run(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
+    from lorasp.training import train
+
+    calls: list[tuple] = []
+    monkeypatch.setattr(train, "train_cell", lambda *given: calls.append(given[1:]))
+    assert main(line(more=("--set", "rank=2", "--out", "here"))) == 0
+    ((cell, settings, out),) = calls
+    assert {**vars(cell)} == {"scale": "smoke", **RUN}
+    assert settings == {"rank": 2} and out == Path("here")
+
+
+def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--json"]) == 0
+    shown = capsys.readouterr()
+    listed = json.loads(shown.out)
+    assert shown.err == ""
+    assert [method["name"] for method in listed] == list(yaml.safe_load(METHODS.read_text()))
+    keys = {"name", "family", "label", "source", "settings", "trainable_rule"}
+    assert all(set(method) == keys for method in listed)
+    assert main(["methods", "--json", "--config", SMOKE]) == 0
+    smoke = {method["name"]: method for method in json.loads(capsys.readouterr().out)}
+    assert smoke["lora-sp"]["settings"]["rank"] == 4
+
+
+def test_methods_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods"]) == 0
+    shown = capsys.readouterr().out
+    for name in yaml.safe_load(METHODS.read_text()):
+        assert any(text.startswith(f"{name} ") for text in shown.splitlines())
+    assert "density=0.5" in shown
+
+
+def test_doctor_as_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "--json", "--config", SMOKE]) == 0
+    shown = capsys.readouterr()
+    (finding,) = json.loads(shown.out)
+    assert set(finding) == {"what", "found", "met"} and shown.err == ""
+
+
+def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from lorasp import __version__
+
+    assert main(["--version"]) == 0 and capsys.readouterr().out.strip() == __version__
+    assert main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("prepare", "train", "evaluate", "profile", "report", "doctor", "methods"):
+        assert f"    {command} " in shown
+
+
+def test_serve_needs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--"]) == 2
+    assert told(capsys).startswith("serve needs a command: ")

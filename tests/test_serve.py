@@ -1,0 +1,162 @@
+"""A job in the server is as it would be alone: its files, folder, environment, threads and end."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# What both programs share: a server that imports torch alone, and jobs that say what they are.
+JOBS = """
+import json, os, signal, sys, time
+from pathlib import Path
+from lorasp import serve
+serve.PRELOADED = ("torch",)
+
+def work(arguments):
+    import torch
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    match arguments:
+        case ["tell", code]:
+            told = {"folder": os.getcwd(), "mine": os.environ.get("MINE"), "pid": os.getpid(),
+                    "threads": torch.get_num_threads(), "server": os.environ.get("LORASP_SERVER"),
+                    "stdin": sys.stdin.read(), "parent": os.getppid()}
+            print(json.dumps(told))
+            print("aside", file=sys.stderr)
+            return int(code)
+        case ["wait", name, other]:
+            Path(name).write_text(str(os.getpid()))
+            while not Path(other).exists():
+                time.sleep(0.02)
+            return 0
+        case ["sleep", name]:
+            try:
+                Path(f"{name}.new").write_text(str(os.getpid()))
+                os.rename(f"{name}.new", name)
+                time.sleep(600)
+            finally:
+                Path("cleaned").touch()
+        case ["crash"]:
+            os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+"""
+SERVER = JOBS + "sys.exit(serve.serve(sys.argv[1:], work))"
+CLIENT = (
+    JOBS
+    + """
+code = serve.forward(sys.argv[1:])
+sys.exit(work(sys.argv[1:]) if code is None else code)
+"""
+)
+
+
+@pytest.fixture
+def scripts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name, text in (("server.py", SERVER), ("client.py", CLIENT)):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.delenv("LORASP_SERVER", raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def under_server(program: str) -> subprocess.CompletedProcess:
+    """Run a program, in which `job` starts a client, with a server at its side."""
+    prelude = """
+import json, os, pathlib, signal, subprocess, sys, time
+def job(*arguments, **options):
+    return subprocess.Popen([sys.executable, os.path.abspath("client.py"), *arguments], **options)
+def until(condition):
+    limit = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < limit, "waited for a minute"
+        time.sleep(0.02)
+until(lambda: pathlib.Path(os.environ["LORASP_SERVER"]).exists())
+"""
+    command = [sys.executable, "server.py", sys.executable, "-c", prelude + program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def test_a_job_is_what_it_would_be_alone(scripts: Path) -> None:
+    (scripts / "elsewhere").mkdir()
+    done = under_server("""
+environment = {**os.environ, "MINE": "set here", "OMP_NUM_THREADS": "2"}
+with open("out", "w") as out, open("err", "w") as err:
+    process = job("tell", "7", cwd="elsewhere", env=environment, stdin=subprocess.PIPE,
+                  stdout=out, stderr=err, text=True)
+    process.communicate("asked")
+print(process.pid)
+sys.exit(process.returncode)
+""")
+    assert done.returncode == 7, done.stderr
+    told = json.loads((scripts / "out").read_text())
+    assert told["folder"] == str(scripts / "elsewhere")
+    assert told["mine"] == "set here" and told["threads"] == 2 and told["stdin"] == "asked"
+    assert told["server"] is None
+    assert (scripts / "err").read_text() == "aside\n"
+    # it did run in the server: a process other than the client
+    assert told["pid"] != int(done.stdout)
+    assert done.stderr == ""
+
+
+def test_without_a_server_a_command_runs_by_itself(
+    scripts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def alone() -> dict:
+        client = [sys.executable, "client.py", "tell", "3"]
+        with subprocess.Popen(client, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+            told = json.load(process.stdout)
+        assert process.returncode == 3 and told["pid"] == process.pid
+        return told
+
+    alone()
+    monkeypatch.setenv("LORASP_SERVER", str(scripts / "nobody-listens"))
+    alone()
+
+
+def test_two_jobs_at_once_and_the_end_of_a_killed_one(scripts: Path) -> None:
+    """Each of the first two waits for the other; the client of the third is killed."""
+    done = under_server("""
+both = [job("wait", "a", "b"), job("wait", "b", "a")]
+print([process.wait(60) for process in both])
+sleeper = job("sleep", "pid")
+until(pathlib.Path("pid").exists)
+sleeper.kill()
+sleeper.wait()
+pid = int(pathlib.Path("pid").read_text())
+def gone():
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    return False
+until(gone)
+print(pathlib.Path("cleaned").exists(), pid != sleeper.pid)
+crashed = job("crash")
+print(crashed.wait(60))
+""")
+    assert done.stdout.splitlines() == ["[0, 0]", "True True", "1"], done.stderr
+
+
+def test_nothing_is_left_of_the_server(scripts: Path) -> None:
+    done = under_server("""
+print(os.environ["LORASP_SERVER"])
+process = job("tell", "0", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+print(json.load(process.stdout)["parent"])
+""")
+    socket, server = done.stdout.split()
+    assert done.returncode == 0 and not Path(socket).parent.exists()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(server), signal.SIGCONT)
+
+
+def test_a_command_that_does_not_exist(scripts: Path) -> None:
+    command = [sys.executable, "server.py", "no-such-command"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no command 'no-such-command'\n"

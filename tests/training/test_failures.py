@@ -1,0 +1,183 @@
+"""Runs that cannot go on: one sentence, and nothing half-written is left."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from runs import Run
+from transformers import Trainer
+
+from lorasp.errors import UsageError, WorkError
+from lorasp.training import train
+
+
+@pytest.fixture
+def copied(project: Path, prepared: Path) -> Path:
+    """Prepared files of the test's own, to be damaged."""
+    (project / "data").unlink()
+    shutil.copytree(prepared / "data/smoke/tokens", project / "data/smoke/tokens")
+    shutil.copytree(prepared / "data/smoke/models", project / "data/smoke/models")
+    return project / "data/smoke"
+
+
+def left(folder: Path) -> list[str]:
+    """The files below a folder, prepared data aside."""
+    files = (file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
+    return [str(file) for file in files if file.parts[0] != "data"]
+
+
+@pytest.mark.parametrize("select", ["last", "best"])
+@pytest.mark.parametrize("method", ["lora", "ft"])
+def test_a_diverging_run_stops_and_leaves_nothing(
+    run: Run, project: Path, method: str, select: str
+) -> None:
+    with pytest.raises(WorkError, match=r"the loss became (nan|inf) at step \d+: .* learning_rate"):
+        run(method, learning_rate=1e30, epochs=4, warmup_ratio=0.0, select=select)
+    assert left(project) == []
+
+
+def test_damaged_weights_are_noticed_at_the_first_step(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load = train.load_model
+
+    def spoiled(*args: Any) -> torch.nn.Module:
+        model = load(*args)
+        next(model.parameters()).data.fill_(math.nan)
+        return model
+
+    monkeypatch.setattr(train, "load_model", spoiled)
+    with pytest.raises(WorkError, match="the loss became nan at step 1: this run diverged"):
+        run("lora-sp")
+    assert left(project) == []
+
+
+def test_divergence_after_the_last_logged_step_is_noticed(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 101 steps every second is logged, and the last is not."""
+
+    class Late(Trainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(*args, **kwargs)
+            return loss * math.nan if self.state.global_step == 100 else loss
+
+    monkeypatch.setattr(train, "Trainer", Late)
+    with pytest.raises(WorkError, match="the loss became nan at step 101"):
+        run("lora", batch_size=1, max_steps=101)
+    assert left(project) == []
+
+
+def test_a_full_disk_leaves_no_adapter(
+    run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(model: torch.nn.Module, folder: Path) -> int:
+        folder.mkdir(parents=True)
+        (folder / "adapter_model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train, "save_adapter", refuse)
+    with pytest.raises(WorkError, match=r"cannot write .*/adapter: No space left on device"):
+        run("lora", max_steps=1)
+    assert left(project) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "mend"),
+    [
+        ("tokens/roberta-tiny/mrpc/train/*.arrow", "--model roberta-tiny --task mrpc"),
+        ("models/roberta-tiny/model.safetensors", "--model roberta-tiny"),
+        ("models/roberta-tiny/tokenizer.json", "--model roberta-tiny"),
+    ],
+)
+@pytest.mark.parametrize("harm", ["shorter", "changed", "missing"])
+def test_damaged_inputs(run: Run, copied: Path, file: str, mend: str, harm: str) -> None:
+    (path,) = copied.glob(file)
+    content = bytearray(path.read_bytes())
+    if harm == "missing":
+        path.unlink()
+    else:
+        content[-1] ^= 1
+        path.write_bytes(content if harm == "changed" else content[:-1])
+    with pytest.raises(WorkError) as raised:
+        run("lora")
+    sentence = str(raised.value)
+    assert str(path.relative_to(Path.cwd())) in sentence
+    assert sentence.endswith(f"run `lorasp prepare --config config/smoke.yaml {mend}`")
+    assert "\n" not in sentence and left(Path.cwd()) == []
+
+
+def test_a_folder_that_is_not_prepared(run: Run, copied: Path) -> None:
+    shutil.rmtree(copied / "tokens/roberta-tiny/mrpc")
+    with pytest.raises(WorkError, match=r"tokens/roberta-tiny/mrpc is not prepared: run `lorasp p"):
+        run("lora")
+
+
+def test_a_model_of_another_architecture(config: Any, run: Run, copied: Path) -> None:
+    """Whole by its sha256, but no weights that torch can read."""
+    folder = copied / "models/roberta-tiny"
+    settings = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(settings | {"model_type": "unheard-of"}))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    from lorasp.results import sha256_of
+
+    manifest["files"]["config.json"] = {
+        "sha256": sha256_of(folder / "config.json"),
+        "bytes": (folder / "config.json").stat().st_size,
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(WorkError, match=r"cannot load .* from data/smoke/models/roberta-tiny: "):
+        run("lora")
+
+
+@pytest.mark.parametrize("method", ["lora", "lora-sp"])
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": -1}, r"settings\.rank is -1; allowed is a whole number from 1"),
+        ({"rank": 0}, r"settings\.rank is 0; allowed"),
+        ({"rank": 2.5}, r"settings\.rank is 2\.5; allowed"),
+        ({"rank": "four"}, r"settings\.rank is 'four'; allowed"),
+        ({"rank": 33}, r"rank 33 is larger than the matrix of .*query, which is 32x32"),
+        ({"dropout": 1.5}, r"dropout.* 1\.5"),
+        ({"rnak": 4}, "has no rnak; LORA.* allows .*rank"),
+        ({"targets": ["nothing"]}, "No modules were targeted"),
+        ({"quantize": "nf3"}, "quantize is 'nf3'; allowed are none, nf4, int8"),
+        ({"recompute": "some"}, "recompute is 'some'; allowed are none, full, selective"),
+    ],
+)
+def test_settings_of_a_low_rank_method(
+    run: Run, project: Path, method: str, settings: dict, message: str
+) -> None:
+    with pytest.raises(UsageError, match=message) as raised:
+        run(method, settings=settings)
+    assert "\n" not in str(raised.value) and left(project) == []
+
+
+@pytest.mark.parametrize("density", [0, -0.5, 1.01, "half"])
+def test_density(run: Run, density: object) -> None:
+    with pytest.raises(UsageError, match=rf"density is {density!r}; allowed: a number in \(0, 1\]"):
+        run("lora-sp", settings={"density": density})
+
+
+@pytest.mark.parametrize("method", ["ft", "base"])
+def test_methods_without_an_adapter_take_no_settings_of_one(run: Run, method: str) -> None:
+    with pytest.raises(UsageError, match=rf"methods\.{method}\.settings has no rank; .* quantize"):
+        run(method, settings={"rank": 4})
+
+
+def test_an_unknown_family(config: Any, run: Run) -> None:
+    config["methods"]["lora"]["family"] = "LORO"
+    with pytest.raises(UsageError, match=r"methods\.lora\.family is 'LORO'; allowed are .*LORA_SP"):
+        run("lora")
+
+
+def test_cuda_where_there_is_none(config: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config["runtime"]["device"] = "cuda"
+    with pytest.raises(UsageError, match=r"runtime\.device is cuda, but torch finds no CUDA dev"):
+        run("lora")

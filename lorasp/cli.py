@@ -70,8 +70,8 @@ def _without_hub(options: argparse.Namespace) -> bool:
     if options.task or not (options.dataset or options.model):
         return True
     config = load_config(options.config)
-    kind, name = ("datasets", options.dataset) if options.dataset else ("models", options.model)
-    return bool(known(kind, name, config[kind])["source"]["kind"] != "hub")
+    kind, name = ("dataset", options.dataset) if options.dataset else ("model", options.model)
+    return bool(known(kind, name, config[f"{kind}s"])["source"]["kind"] != "hub")
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -120,7 +120,10 @@ def test_without_a_server_a_command_runs_by_itself(
 
 
 def test_two_jobs_at_once_and_the_end_of_a_killed_one(scripts: Path) -> None:
-    """Each of the first two waits for the other; the client of the third is killed."""
+    """Each of the first two waits for the other; the client of the third is killed.
+
+    That the last ones are no processes of their own shows that the server has outlived the first.
+    """
     done = under_server("""
 both = [job("wait", "a", "b"), job("wait", "b", "a")]
 print([process.wait(60) for process in both])

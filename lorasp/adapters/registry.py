@@ -95,7 +95,7 @@ def _check_ranks(model: torch.nn.Module) -> None:
     """Refuse what PEFT's LoRA accepts: a rank that no product of that shape can have."""
     for path, layer in model.named_modules():
         if isinstance(layer, LoraLayer):
-            largest = min(layer.in_features, layer.out_features)
+            largest = min(int(layer.in_features or 0), int(layer.out_features or 0))
             if (rank := max(layer.r.values(), default=0)) > largest:
                 raise UsageError(
                     f"rank {rank} is larger than the matrix of {path}, which is "

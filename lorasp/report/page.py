@@ -16,6 +16,7 @@ from lorasp.claims import load_claims
 from lorasp.config import Config
 from lorasp.report.collect import DONE, NOT_RUN, RUN, TRAINED, Results, anchor, collect
 from lorasp.report.figures import draw_all, save
+from lorasp.report.settings import settings_frames
 from lorasp.report.tables import (
     DASH,
     NOT_PLANNED,
@@ -80,6 +81,7 @@ def write_report(config: Config, out: Path | None = None) -> Path:
         ("scores", results.scores),
     ):
         _write(out / "tables" / f"{name}.csv", frame.to_csv(index=False))
+    settings = settings_frames(config, results)
     facts = {
         "config": config,
         "paper": load_claims()["paper"],
@@ -87,6 +89,7 @@ def write_report(config: Config, out: Path | None = None) -> Path:
         "notice": notice(config, results),
         "tables": tables,
         "costs": costs,
+        "settings": settings,
         "cost_keys": results.profiles.to_dict("records"),
         "figures": figures,
         "summary": summary(config, results),
@@ -96,7 +99,7 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     }
     write_json(out / "results.json", numbers(config, results, facts["summary"]), "report")
     markdown = {table["name"]: _markdown(as_frame(table)) for table in tables}
-    facts |= {"markdown": {**markdown, "profile": _markdown(costs)}}
+    facts |= {"markdown": {**markdown, "profile": _markdown(costs), **_each(settings)}}
     environment = Environment(
         loader=PackageLoader("lorasp.report"),
         autoescape=lambda name: bool(name) and ".html" in str(name),
@@ -245,6 +248,10 @@ def _markdown(frame: pd.DataFrame) -> str:
     if frame.empty:
         return "_no runs planned_"
     return str(frame.map(_plain).rename(columns=_plain).to_markdown(index=False))
+
+
+def _each(frames: dict[str, pd.DataFrame]) -> dict[str, str]:
+    return {name: _markdown(frame) for name, frame in frames.items()}
 
 
 def _write_frame(folder: Path, name: str, frame: pd.DataFrame) -> None:

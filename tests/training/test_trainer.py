@@ -178,3 +178,18 @@ def test_select_best_of_a_translation_is_the_least_loss(run: Run, recorder: Reco
 def test_select_best_needs_a_validation_split(run: Run) -> None:
     with pytest.raises(UsageError, match=r"alpaca-mmlu has no validation split.* select: last"):
         run("lora", "llama-tiny", select="best")
+
+
+@pytest.mark.parametrize("model", ["roberta-tiny", "t5-tiny"])
+def test_recomputation_changes_no_number(run: Run, model: str) -> None:
+    runs = {
+        policy: run("lora-sp", model, out=policy, settings={"recompute": policy}, max_steps=3)
+        for policy in ("none", "full", "selective")
+    }
+    folder, record = runs.pop("none")
+    for other, found in runs.values():
+        losses = [entry["loss"] for entry in record["loss"]]
+        assert [entry["loss"] for entry in found["loss"]] == pytest.approx(losses, abs=1e-6)
+        one, two = adapter_of(folder), adapter_of(other)
+        for name in one:
+            torch.testing.assert_close(one[name], two[name], atol=1e-6, rtol=1e-5)

@@ -42,7 +42,7 @@ def missing(config: dict[str, Any]) -> list[str]:
 def test_a_machine_that_has_it_all(paper: dict[str, Any]) -> None:
     found = {finding["what"]: finding["found"] for finding in examine(paper)}
     assert found == {
-        "600 GiB of free disk under data": "700 GiB free",
+        "600 GiB of free disk under data": "700 GiB, with what lies there",
         "a CUDA device": "GPU 0, GPU 1",
         f"the Hugging Face hub at {constants.ENDPOINT}": "it answers",
     }
@@ -57,7 +57,9 @@ def test_no_device(paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_disk_that_is_too_small(paper: dict[str, Any]) -> None:
     paper["requires"]["disk_gib"] = 701
     paper["data_dir"] = "data/not/yet/there"
-    assert missing(paper) == ["701 GiB of free disk under data/not/yet/there: 700 GiB free"]
+    assert missing(paper) == [
+        "701 GiB of free disk under data/not/yet/there: 700 GiB, with what lies there"
+    ]
 
 
 def test_the_hub_switched_off(paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

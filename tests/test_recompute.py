@@ -47,6 +47,7 @@ def build(method: str, policy: str) -> torch.nn.Module:
         "method": {**entry, "name": method, "settings": {**entry["settings"], "recompute": policy}},
         "model": {"architecture": "causal", "targets": ["q_proj", "v_proj"]},
         "cell": {"seed": 0},
+        "runtime": {"precision": "fp32"},
     }
     model = apply_method(transformers.LlamaForCausalLM(config), resolved)
     recompute_activations(model, resolved)

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from runs import TASKS, Recorder, Run
-from transformers import Trainer
 
 from lorasp.config import Cell, Config, load_config
 from lorasp.data.prepare import prepare_dataset, prepare_model, prepare_tokens
@@ -95,7 +94,7 @@ def run(config: Config, project: Path) -> Run:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     kept = Recorder()
 
-    class Recording(Trainer):
+    class Recording(train.LengthGrouped):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(kept)
@@ -104,5 +103,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             kept.batches.append({name: value.clone() for name, value in inputs.items()})
             return super().training_step(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(train, "Trainer", Recording)
+    monkeypatch.setattr(train, "LengthGrouped", Recording)
     return kept

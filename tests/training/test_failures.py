@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 from runs import Run
-from transformers import Trainer
 
 from lorasp.errors import UsageError, WorkError
 from lorasp.training import train
@@ -61,12 +60,12 @@ def test_divergence_after_the_last_logged_step_is_noticed(
 ) -> None:
     """Of 101 steps every second is logged, and the last is not."""
 
-    class Late(Trainer):
+    class Late(train.LengthGrouped):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             return loss * math.nan if self.state.global_step == 100 else loss
 
-    monkeypatch.setattr(train, "Trainer", Late)
+    monkeypatch.setattr(train, "LengthGrouped", Late)
     with pytest.raises(WorkError, match="the loss became nan at step 101"):
         run("lora", batch_size=1, max_steps=101)
     assert left(project) == []

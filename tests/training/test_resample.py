@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from runs import Run, adapter_of
-from transformers import Trainer, TrainerCallback
+from transformers import TrainerCallback
 
 from lorasp.adapters.masks import draw_mask
 from lorasp.adapters.weights import ResampledWeight
@@ -41,12 +41,12 @@ def matrices(model: torch.nn.Module) -> dict[str, ResampledWeight]:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watching = Watch()
 
-    class Watched(Trainer):
+    class Watched(train.LengthGrouped):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(watching)
 
-    monkeypatch.setattr(train, "Trainer", Watched)
+    monkeypatch.setattr(train, "LengthGrouped", Watched)
     return watching
 
 

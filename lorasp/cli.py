@@ -35,8 +35,6 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(2, str(error))
     except WorkError as error:
         return _fail(1, str(error))
-    except yaml.YAMLError as error:
-        return _fail(2, f"--set: {' '.join(str(error).split())}")
     except OSError as error:
         # a full disk, a missing right: the sentence is the system's own, with the file
         return _fail(

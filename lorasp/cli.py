@@ -212,25 +212,19 @@ def _report(options: argparse.Namespace) -> None:
     print(write_report(config, options.out))
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    from lorasp.doctor import examine
+def _doctor(options: argparse.Namespace) -> None:
+    from lorasp.doctor import examine, refusal
 
     config = load_config(options.config)
     findings = examine(config)
     if options.json:
         print(json.dumps(findings, indent=1))
-    missing = [finding for finding in findings if not finding["met"]]
-    if not options.json:
+    else:
         for finding in findings:
             state = "ok     " if finding["met"] else "missing"
             print(f"{state} {finding['what']}: {finding['found']}")
-    if missing:
-        needs = "; ".join(f"{finding['what']} ({finding['found']})" for finding in missing)
-        raise WorkError(
-            f"the {config['scale']} scale cannot run on this machine, and nothing was trained: "
-            f"missing {needs}. What runs here: make smoke (minutes), make mini (an hour or two)"
-        )
-    return 0
+    if sentence := refusal(config, findings):
+        raise WorkError(sentence)
 
 
 def _methods(options: argparse.Namespace) -> None:

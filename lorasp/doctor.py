@@ -18,6 +18,17 @@ def examine(config: dict[str, Any]) -> list[dict[str, Any]]:
     return findings
 
 
+def refusal(config: dict[str, Any], findings: list[dict[str, Any]]) -> str | None:
+    """The sentence that says what is missing and what runs here; None where nothing is."""
+    missing = [f"{item['what']} ({item['found']})" for item in findings if not item["met"]]
+    if not missing:
+        return None
+    return (
+        f"the {config['scale']} scale cannot run on this machine, and nothing was trained: missing "
+        f"{'; '.join(missing)}. What runs here: make smoke (minutes), make mini (an hour or two)"
+    )
+
+
 def _disk(data_dir: str, needed: float) -> dict[str, Any]:
     folder = Path(data_dir)
     while not folder.exists():

@@ -6,6 +6,7 @@ from pathlib import Path
 from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
 from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
+from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
 from lorasp.results import fingerprint
 from lorasp.serve import use_this_python
@@ -41,10 +42,14 @@ for line in forget_damaged(DATA):
     print(line, file=sys.stderr)
 
 
-# What the machine lacks is said once, where a reader looks for it: at the end. After another failure
-# the report is written from what there is.
+# What a machine lacks is said at once, in one sentence, and nothing is started.
+onstart:
+    if workflow.local_exec and (sentence := refusal(CONFIG, examine(CONFIG))):
+        raise WorkflowError(sentence)
+
+
+# The report is written from what there is.
 onerror:
-    shell(f"cat {RESULTS}/machine.log >&2 || true")
     if any(Path(RESULTS).rglob("metrics.json")):
         shell(f"python -m lorasp report --config {CONFIG_FILE} || true")
 

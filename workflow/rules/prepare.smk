@@ -1,25 +1,9 @@
 # Fetch or make data sets and models, and tokenise each task once for each model.
 
 
-rule machine:
-    output:
-        temp(f"{RESULTS}/machine.txt"),
-    log:
-        f"{RESULTS}/machine.log",
-    conda:
-        "../../envs/suite.yaml"
-    resources:
-        gpu=GPUS,
-    params:
-        config=CONFIG_FILE,
-    shell:
-        "python -m lorasp doctor --config {params.config} > {output} 2> {log}"
-
-
 rule prepare_dataset:
     input:
-        ancient(rules.machine.output),
-        needs=dataset_needs,
+        dataset_needs,
     output:
         DATA / "{dataset}" / "manifest.json",
     log:
@@ -38,8 +22,7 @@ rule prepare_dataset:
 
 rule prepare_model:
     input:
-        ancient(rules.machine.output),
-        needs=model_needs,
+        model_needs,
     output:
         DATA / "models" / "{model}" / "manifest.json",
     log:

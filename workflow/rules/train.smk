@@ -3,7 +3,6 @@
 
 rule train:
     input:
-        ancient(rules.machine.output),
         model=task_model,
         tokens=rules.prepare_tokens.output,
     output:

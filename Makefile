@@ -48,7 +48,7 @@ check: .venv/.complete ## formatting, lint and types
 	$(BIN)/snakemake --lint
 
 test: check ## check, and every test but the slow ones
-	$(BIN)/pytest -n $(WORKERS) -m "not slow"
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
 test-slow: .venv/.complete ## the slow tests: the container, whole workflow runs
 	$(BIN)/pytest -m slow

@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,12 @@ def serve(command: list[str], main: Main) -> int:
         listener.listen(64)
         server = os.fork()
         if server == 0:
-            _listen(listener, main)
+            try:
+                _listen(listener, main)
+            except Exception:
+                traceback.print_exc()
+            finally:
+                os._exit(1)  # neither the server nor a job may leave this block and its folder
         listener.close()
         try:
             return subprocess.run(command, env={**os.environ, VARIABLE: address}).returncode
@@ -109,6 +115,8 @@ def _child(connection: socket.socket, main: Main) -> None:
     code = 1
     with contextlib.suppress(KeyboardInterrupt):
         code = main(request["arguments"])
+    # the caller leaves as soon as it has the answer, which is no reason to be interrupted
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.stdout.flush()
     sys.stderr.flush()
     with contextlib.suppress(OSError):

@@ -132,10 +132,10 @@ def test_nothing_is_run_again(snakemake: Snakemake) -> None:
 
 
 def edited(path: Path, old: str, new: str) -> Callable[[], None]:
-    """Replace a text in a file; the returned function puts it back."""
+    """Replace a text where it first stands in a file; the returned function puts it back."""
     before = path.read_text()
     assert old in before
-    path.write_text(before.replace(old, new))
+    path.write_text(before.replace(old, new, 1))
     return lambda: (path.write_text(before), None)[1]
 
 

@@ -101,6 +101,7 @@ def _check_names(path: Path, config: Config) -> None:
                 parse_cell(config, model["source"]["cell"])
             if "vocabulary" in model["source"]:
                 known("vocabulary", model["source"]["vocabulary"]["dataset"], config["datasets"])
+        known("verdicts.recipe", config["verdicts"]["recipe"], config["recipes"])
         for index, plan in enumerate(config["profile"]["cells"]):
             known(f"profile.cells.{index}.model", plan["model"], config["models"])
             for name in plan["methods"]:

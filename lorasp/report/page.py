@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from lorasp.claims import load_claims
+from lorasp.claims.roles import is_papers
 from lorasp.config import Config
 from lorasp.report.collect import DONE, NOT_RUN, RUN, TRAINED, Results, anchor, collect
 from lorasp.report.figures import draw_all, save
@@ -23,7 +24,6 @@ from lorasp.report.tables import (
     TIMES,
     as_frame,
     as_tidy,
-    is_papers,
     paper_tables,
     profile_frame,
 )

@@ -9,32 +9,13 @@ from typing import Any
 import pandas as pd
 
 from lorasp.claims import load_claims
+from lorasp.claims.roles import is_papers, paper_model, paper_task
 from lorasp.config import Config, resolve_task
 from lorasp.report.collect import DONE, NOT_RUN, Results, anchor
 
 Table = dict[str, Any]
 UNTRAINED = "none"  # the recipe of the untouched base model
 NOT_PLANNED, TIMES, DASH = "\N{MIDDLE DOT}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
-
-
-def paper_model(config: Config, model: str) -> str:
-    """The paper's model that this one is, or stands for."""
-    return str(config["models"][model].get("stands_for", model))
-
-
-def is_papers(config: Config, model: str) -> bool:
-    """True where the model is one of the paper's own."""
-    named = {claim["model"] for claim in load_claims()["claims"]}
-    return model in named and "stands_for" not in config["models"][model]
-
-
-def paper_task(task: dict[str, Any]) -> str | None:
-    """The paper's task whose table and column this one has, in its own right or in that role."""
-    for claim in load_claims()["claims"]:
-        place = (claim["table"], claim.get("column"))
-        if claim["kind"] == "score" and place == (task.get("table"), task.get("column")):
-            return str(claim["task"])
-    return None
 
 
 def paper_tables(config: Config, results: Results) -> list[Table]:
@@ -79,7 +60,7 @@ def _table(
                 "methods": methods,
             }
         )
-    claims = [claim for claim in load_claims()["claims"] if claim["table"] == number]
+    claims = [claim for claim in load_claims()["claims"] if claim.get("table") == number]
     return {
         "number": number,
         "name": f"table{number}" if number else "other",
@@ -160,7 +141,7 @@ def _paper(
     claims = [
         claim
         for claim in load_claims()["claims"]
-        if (claim["model"], claim["method"], claim["table"]) == (name, method, number)
+        if (claim.get("model"), claim.get("method"), claim.get("table")) == (name, method, number)
     ]
     if not claims:
         return None

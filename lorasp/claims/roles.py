@@ -27,7 +27,7 @@ def paper_task(task: dict[str, Any]) -> str | None:
 
 
 def models_for(config: Config, role: str) -> list[str]:
-    """The configuration's models that are the paper's model `role`; else those that stand for it."""
+    """The configuration's models that are the paper's model `role`; or those that stand for it."""
     own = [name for name in config["models"] if name == role and is_papers(config, name)]
     return own or [name for name in config["models"] if paper_model(config, name) == role]
 

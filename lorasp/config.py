@@ -11,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from lorasp.claims import claims_file
 from lorasp.errors import UsageError, WorkError
 from lorasp.results import fingerprint, first_error, read_yaml
 from lorasp.tasks import load_task
@@ -101,6 +102,8 @@ def _check_names(path: Path, config: Config) -> None:
                 parse_cell(config, model["source"]["cell"])
             if "vocabulary" in model["source"]:
                 known("vocabulary", model["source"]["vocabulary"]["dataset"], config["datasets"])
+        for name in config["claims"]:
+            claims_file(name)
         known("verdicts.recipe", config["verdicts"]["recipe"], config["recipes"])
         for index, plan in enumerate(config["profile"]["cells"]):
             known(f"profile.cells.{index}.model", plan["model"], config["models"])

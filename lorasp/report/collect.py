@@ -34,10 +34,14 @@ class Results:
     unplanned: list[str]
 
 
-def collect(config: Config) -> Results:
-    """Read results/<scale>. Raises WorkError where a file is damaged, naming it."""
+def collect(config: Config, root: Path | None = None) -> Results:
+    """Read results/<scale>, or the folder `root` in its place.
+
+    Raises WorkError where a file is damaged, naming it.
+    """
+    root = root or Path("results", config["scale"])
     planned = cells(config)
-    read = [_read_run(config, cell) for cell in planned]
+    read = [_read_run(config, cell, root) for cell in planned]
     runs = pd.DataFrame([run for run, _, _ in read])
     score_columns = [*RUN, "seed", "split", "metric", "value", "stderr", "n", "headline"]
     scores = pd.DataFrame([row for _, rows, _ in read for row in rows], columns=score_columns)
@@ -47,10 +51,10 @@ def collect(config: Config) -> Results:
     losses = pd.DataFrame([row for _, _, rows in read for row in rows], columns=loss_columns)
     sources = [model["source"] for model in config["models"].values()]
     made = [parse_cell(config, entry["cell"]) for entry in sources if entry["kind"] == "run"]
-    folders = {cell.folder for cell in (*planned, *made)}
-    found = Path("results", config["scale"]).glob("*/*/*/*/seed-*/metrics.json")
+    folders = {_folder(cell, root) for cell in (*planned, *made)}
+    found = root.glob("*/*/*/*/seed-*/metrics.json")
     unplanned = sorted(str(file) for file in found if file.parent not in folders)
-    profiles = pd.DataFrame(_read_profiles(config), columns=PROFILE)
+    profiles = pd.DataFrame(_read_profiles(config, root), columns=PROFILE)
     return Results(runs, scores, summarise(runs, scores), losses, profiles, unplanned)
 
 
@@ -59,29 +63,37 @@ def anchor(*names: object) -> str:
     return "-".join(re.sub(r"[^a-z0-9]+", "-", str(name).lower()).strip("-") for name in names)
 
 
-def _read_run(config: Config, cell: Cell) -> tuple[dict[str, Any], list[Any], list[Any]]:
+def _folder(cell: Cell, root: Path) -> Path:
+    """The folder of a run when `root` takes the place of results/<scale>."""
+    return root / cell.folder.relative_to(Path("results", cell.scale))
+
+
+def _read_run(
+    config: Config, cell: Cell, root: Path
+) -> tuple[dict[str, Any], list[Any], list[Any]]:
     names = {key: getattr(cell, key) for key in (*RUN, "seed")}
-    resolved = resolve(config, cell)
+    resolved, folder = resolve(config, cell), _folder(cell, root)
     run: dict[str, Any] = {
         **names,
         "status": NOT_RUN,
         "metric": resolved["task"]["headline"],
-        "folder": str(cell.folder),
+        "folder": str(folder),
         "anchor": anchor("runs", *(names[key] for key in RUN)),
         "same_config": True,
     }
     scores: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
     seconds = 0.0
-    if (cell.folder / "train.json").exists():
-        train = read_json(cell.folder / "train.json", "train")
+    if (folder / "train.json").exists():
+        train = read_json(folder / "train.json", "train")
         seconds += train["wall_seconds"]
         run |= {"status": TRAINED, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
+        run |= {"started": train["started"]}
         run |= {key: train[key] for key in ("peak_memory_bytes", "adapter_bytes", "final_loss")}
         run |= train["parameters"] | _origin(train, resolved, "train")
         losses = [names | point for point in train["loss"]]
-    if (cell.folder / "metrics.json").exists():
-        metrics = read_json(cell.folder / "metrics.json", "metrics")
+    if (folder / "metrics.json").exists():
+        metrics = read_json(folder / "metrics.json", "metrics")
         headline = metrics["headline"]
         seconds += metrics["wall_seconds"]
         run |= {key: headline[key] for key in ("metric", "value", "stderr", "n")}
@@ -161,14 +173,14 @@ PROFILE = [
 ]  # fmt: skip
 
 
-def _read_profiles(config: Config) -> list[dict[str, Any]]:
+def _read_profiles(config: Config, root: Path) -> list[dict[str, Any]]:
     """One row for each planned profile: seconds, bytes and counts, or the status 'not run'."""
     rows = []
     for plan in config["profile"]["cells"]:
         for method in plan["methods"]:
             row = {"model": plan["model"], "method": method, "status": NOT_RUN}
             row |= {"batch": plan["batch"], "length": plan["length"]}
-            path = Path("results", config["scale"], "profile", plan["model"], f"{method}.json")
+            path = root / "profile" / plan["model"] / f"{method}.json"
             rows.append(row | _read_profile(path) if path.exists() else row)
     return rows
 

@@ -25,6 +25,7 @@ def decisive(document: Document) -> dict[str, Any]:
     judged = [claim for claim in document["claims"] if "check" not in claim]
     margins = document.get("margins", {})
     return {
+        "recipe": document["paper"].get("recipe"),
         "margins": {name: [entry["value"], entry["unit"]] for name, entry in margins.items()},
         "claims": [{key: claim[key] for key in DECISIVE if key in claim} for claim in judged],
     }

@@ -124,6 +124,23 @@ def _parser() -> argparse.ArgumentParser:
     profile.add_argument("--method", required=True)
     report = with_config(command("report", _report, "write the report of a scale", _always))
     report.add_argument("--out", type=Path, help="folder of the report (default: reports/<scale>)")
+    report.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="set two result folders side by side instead: which verdicts changed, and why",
+    )
+    audit = command("audit", _audit, "check the papers' numbers, equations and labels", _always)
+    audit.add_argument(
+        "--claims",
+        nargs="+",
+        default=["lora_sp_2024"],
+        metavar="NAME",
+        help="shipped claims files by name, others by path (default: lora_sp_2024)",
+    )
+    audit.add_argument("--json", action="store_true")
+    audit.add_argument("--out", type=Path, help="write the findings to this file too")
     doctor = with_config(command("doctor", _doctor, "say whether a scale can run on this machine"))
     doctor.add_argument("--json", action="store_true")
     methods = command("methods", _methods, "list the methods, their sources and settings")
@@ -207,9 +224,24 @@ def _profile(options: argparse.Namespace) -> None:
 
 def _report(options: argparse.Namespace) -> None:
     config = load_config(options.config)
+    if options.compare:
+        from lorasp.report.compare import write_comparison
+
+        print(write_comparison(config, tuple(options.compare), options.out))
+        return
     from lorasp.report import write_report
 
     print(write_report(config, options.out))
+
+
+def _audit(options: argparse.Namespace) -> None:
+    serve.offline()
+    from lorasp.claims.audit import as_text, audit, write_audit
+
+    findings = audit(options.claims)
+    if options.out:
+        write_audit(options.out, options.claims, findings)
+    print(json.dumps(findings, indent=1) if options.json else as_text(findings))
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -113,10 +113,15 @@ def read_json(path: Path, kind: str) -> dict[str, Any]:
     return document
 
 
+def parse_yaml(text: str) -> Any:
+    """The value of a YAML text, by libyaml where PyYAML was built with it: ten times as fast."""
+    return yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; WorkError where it cannot be read or is no mapping."""
     try:
-        document = yaml.safe_load(path.read_text())
+        document = parse_yaml(path.read_text())
     except OSError as error:
         raise WorkError(f"cannot read {path}: {error.strerror}") from error
     except yaml.YAMLError as error:

@@ -24,6 +24,9 @@ COMMANDS = [line for kind, text in BLOCKS if kind == "console" for line in text.
 # Too dear to run here a second time.
 RUN_ELSEWHERE = {
     "pip install .": "test_packaging.py builds the wheel and checks what it holds and needs",
+    ".venv/bin/lorasp report --config config/smoke.yaml --compare results/smoke results/smoke": (
+        "test_compare.py compares folders of results"
+    ),
 }
 PARSED = ("train", "evaluate")  # the tests of the workflow run them
 

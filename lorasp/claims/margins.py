@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from lorasp.claims import Document, claims_file, load_claims
-from lorasp.results import fingerprint, sha256_of
+from lorasp.results import fingerprint, parse_yaml, sha256_of
 
 # What decides a verdict once the results are in; a note or a quotation does not.
 DECISIVE = (
@@ -69,7 +69,7 @@ def _since(path: Path, current: str) -> str | None:
 def _decisive_of(text: str) -> dict[str, Any] | None:
     """`decisive` of a file as some commit had it; None for one that is no claims file of today."""
     try:
-        return decisive(yaml.safe_load(text))
+        return decisive(parse_yaml(text))
     except (yaml.YAMLError, KeyError, TypeError, AttributeError):
         return None
 

@@ -101,6 +101,7 @@ def _read_run(
         origin = _origin(metrics, resolved, "evaluate")
         origin["data"] = run.get("data", {}) | origin["data"]
         origin["same_config"] &= run["same_config"]
+        origin["started"] = run.get("started", origin["started"])
         run |= origin
         if not run["same_config"]:  # shown with the runs, and in no mean
             return run | {"status": OUTDATED, "wall_seconds": seconds}, [], losses
@@ -126,8 +127,28 @@ def _origin(result: dict[str, Any], resolved: Config, stage: str) -> dict[str, A
         "data": {name: digest[:12] for name, digest in sorted(result["data"].items())},
         "config": fingerprint(result["config"])[:12],
         "same_config": decisive(stage, result["config"]) == decisive(stage, resolved),
+        "started": result["started"],
         "finished": result["finished"],
     }
+
+
+def per_seed(results: Results) -> pd.DataFrame:
+    """One row for each run and metric over the whole task: [*RUN, seed, metric, value, headline].
+
+    `value`, on a scale of 0 to 100, is NaN where the metric is undefined.
+    """
+    return _each(results.scores)[[*RUN, "seed", "metric", "value", "headline"]]
+
+
+def _each(scores: pd.DataFrame) -> pd.DataFrame:
+    """The headline of each run as its evaluation wrote it; its other metrics over their splits."""
+    heads = scores[scores["headline"]]
+    others = scores[~scores["headline"]]
+    averaged = others.groupby([*RUN, "seed", "metric"], sort=False)["value"].mean(skipna=False)
+    each = pd.concat([heads, averaged.reset_index().assign(headline=False)], ignore_index=True)
+    columns = [*RUN, "seed", "metric", "value", "stderr", "headline"]
+    # the headline comes first, so it stays
+    return each.drop_duplicates([*RUN, "seed", "metric"])[columns].astype({"headline": bool})
 
 
 def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
@@ -139,13 +160,7 @@ def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
     has none. `stderr` is the evaluation's own, averaged over the seeds; only the headline has one.
     """
     planned = runs.groupby(RUN, sort=False).size().rename("planned").reset_index()
-    heads = scores[scores["headline"]]
-    others = scores[~scores["headline"]]
-    averaged = others.groupby([*RUN, "seed", "metric"], sort=False)["value"].mean(skipna=False)
-    averaged = averaged.reset_index()
-    columns = [*RUN, "seed", "metric", "value"]
-    each = pd.concat([heads[[*columns, "stderr"]], averaged], ignore_index=True)
-    each = each.drop_duplicates([*RUN, "seed", "metric"])  # the headline comes first, so it stays
+    each = _each(scores)
     rows = []
     for key, group in each.groupby([*RUN, "metric"], sort=False):
         values = group["value"].dropna()

@@ -1,11 +1,14 @@
-"""What was run, as tables: the values of each recipe and the settings of each method."""
+"""What was run: recipes, methods, and what each setting did that the paper leaves open."""
 
 from typing import Any
 
 import pandas as pd
 
+from lorasp.claims import load_claims
+from lorasp.claims.statistics import interval
 from lorasp.config import Config
-from lorasp.report.collect import Results
+from lorasp.report.collect import RUN, Results, per_seed
+from lorasp.report.tables import UNTRAINED
 
 
 def settings_frames(config: Config, results: Results) -> dict[str, pd.DataFrame]:
@@ -54,3 +57,50 @@ def _special(recipe: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, An
                 found.append(((name,), values))
             found += [((name, *names), inner) for names, inner in _special(values)]
     return found
+
+
+def open_settings(config: Config, results: Results) -> list[dict[str, Any]]:
+    """The paper's open settings: {setting, paper, assumed, effects}, an effect a compared pair.
+
+    An effect is {what, of, estimate, interval, n}: mean of the second less the first of the pair,
+    in points, paired by seed, with its Student interval (None where it cannot be told).
+    """
+    return [
+        {**entry, "effects": _effects(config, results, entry.get("compare", {}))}
+        for entry in load_claims()["paper"].get("not_stated", [])
+    ]
+
+
+def _effects(
+    config: Config, results: Results, compare: dict[str, list[str]]
+) -> list[dict[str, Any]]:
+    scores = per_seed(results)
+    scores = scores[scores["headline"] & (scores["recipe"] != UNTRAINED)]
+    effects = []
+    for kind, column in (("methods", "method"), ("recipes", "recipe")):
+        if kind not in compare:
+            continue
+        first, second = compare[kind]
+        place = [name for name in RUN if name != column]
+        for key, group in scores.groupby(place, sort=False):
+            each = group.pivot(index="seed", columns=column, values="value")
+            if not {first, second} <= set(each.columns):
+                continue
+            gaps = (each[second] - each[first]).dropna()
+            if len(gaps):
+                names = dict(zip(place, key, strict=True))
+                of = (_name(config, f"{name}s", value) for name, value in names.items())
+                effects.append(
+                    {
+                        "what": f"{_name(config, kind, second)} less {_name(config, kind, first)}",
+                        "of": ", ".join(of),
+                        "estimate": float(gaps.mean()),
+                        "interval": interval(gaps.to_numpy()),
+                        "n": len(gaps),
+                    }
+                )
+    return effects
+
+
+def _name(config: Config, kind: str, name: str) -> str:
+    return str(config["methods"][name]["label"]) if kind == "methods" else name

@@ -1,4 +1,4 @@
-"""Tables 1, 2 and 3 in the paper's own layout: printed numbers, and ours for each recipe below.
+"""Tables 1, 2 and 3 in the paper's own layout: printed, independent, ours by recipe, verdicts.
 
 A table is plain data (groups of rows of cells), so that a page, Markdown, LaTeX and CSV are views.
 """
@@ -11,29 +11,41 @@ import pandas as pd
 from lorasp.claims import load_claims
 from lorasp.claims.roles import is_papers, paper_model, paper_task
 from lorasp.config import Config, resolve_task
+from lorasp.report.badges import Badge, Badges, words
 from lorasp.report.collect import DONE, NOT_RUN, Results, anchor
 
 Table = dict[str, Any]
+TITLE_OF_OTHERS = "Tasks outside the paper's tables"
 UNTRAINED = "none"  # the recipe of the untouched base model
 NOT_PLANNED, TIMES, DASH = "\N{MIDDLE DOT}", "\N{MULTIPLICATION SIGN}", "\N{EN DASH}"
+BLANK = {"text": NOT_PLANNED, "mean": None, "status": "not planned", "anchor": None}
 
 
-def paper_tables(config: Config, results: Results) -> list[Table]:
-    """The paper's tables in order, then one of the tasks that stand in none of them, if any."""
+def paper_tables(config: Config, results: Results, badges: Badges | None = None) -> list[Table]:
+    """The paper's tables in order, then one of the tasks that stand in none of them, if any.
+
+    `badges` are the verdicts by their place; a method without one has no row of verdicts.
+    """
+    badges = badges or Badges()
     tables = []
     tasks = {name: resolve_task(config, name) for name in results.runs["task"].unique()}
     titles = load_claims()["tables"]
     for number, entry in titles.items():
         inside = [task for task in tasks.values() if str(task.get("table")) == number]
-        tables.append(_table(config, results, int(number), entry["title"], inside))
+        tables.append(_table(config, results, badges, int(number), entry["title"], inside))
     others = [task for task in tasks.values() if str(task.get("table")) not in titles]
     if others:
-        tables.append(_table(config, results, 0, "Tasks outside the paper's tables", others))
+        tables.append(_table(config, results, badges, 0, TITLE_OF_OTHERS, others))
     return tables
 
 
 def _table(
-    config: Config, results: Results, number: int, title: str, tasks: list[dict[str, Any]]
+    config: Config,
+    results: Results,
+    badges: Badges,
+    number: int,
+    title: str,
+    tasks: list[dict[str, Any]],
 ) -> Table:
     order = [None, *(claim.get("task") for claim in load_claims()["claims"])]
     tasks = sorted(tasks, key=lambda task: order.index(paper_task(task)) or len(order))
@@ -47,9 +59,9 @@ def _table(
         methods = []
         for method in (name for name in config["methods"] if name in planned):
             sources = [UNTRAINED] if config["methods"][method]["family"] == "base" else recipes
-            rows = [_ours(config, results, model, method, recipe, columns) for recipe in sources]
-            if paper := _paper(config, model, method, number, columns):
-                rows.insert(0, paper)
+            rows = _printed(config, model, method, number, columns)
+            rows += [_ours(config, results, model, method, recipe, columns) for recipe in sources]
+            rows += _verdicts(config, badges, model, method, number, columns)
             label = config["methods"][method]["label"]
             methods.append({"name": method, "label": label, "rows": rows})
         groups.append(
@@ -133,33 +145,86 @@ METRICS = {
 }
 
 
-def _paper(
+def _printed(
     config: Config, model: str, method: str, number: int, columns: list[dict[str, Any]]
-) -> dict[str, Any] | None:
-    """The paper's own row for a model and method, or None where it prints none."""
+) -> list[dict[str, Any]]:
+    """The paper's own row for a model and method, and the independent numbers; none without any."""
     name = paper_model(config, model)
-    claims = [
-        claim
-        for claim in load_claims()["claims"]
-        if (claim.get("model"), claim.get("method"), claim.get("table")) == (name, method, number)
-    ]
+    claims = _claims(name, method, number)
     if not claims:
-        return None
+        return []
     counts = {claim["quantity"]: claim["printed"] for claim in claims if claim["kind"] == "count"}
     scores = {(c["task"], c["metric"]): c for c in claims if c["kind"] == "score"}
+    here = [scores.get(column["claim"]) for column in columns]
+    stands = "" if is_papers(config, model) else f", {name}"
+    papers = [
+        _number(claim["printed"], claim["value"], "paper") if claim else BLANK for claim in here
+    ]
+    rows = [_row("paper", f"paper{stands}", papers, _counts(counts))]
+    found = [claim.get("independent") if claim else None for claim in here]
+    if sources := sorted({entry["source"] for entry in found if entry}):
+        cells = [
+            _number(_independent(entry), entry["value"], "independent") if entry else BLANK
+            for entry in found
+        ]
+        rows.append(_row("independent", f"independent, {', '.join(sources)}", cells, _counts({})))
+    return rows
+
+
+def _claims(model: str, method: str, number: int) -> list[dict[str, Any]]:
+    """The claims of one row of one of the paper's tables."""
+    place = (model, method, number)
+    return [
+        claim
+        for claim in load_claims()["claims"]
+        if (claim.get("model"), claim.get("method"), claim.get("table")) == place
+    ]
+
+
+def _number(text: str, value: float | None, status: str) -> dict[str, Any]:
+    return {"text": text, "mean": value, "status": status, "anchor": None}
+
+
+def _independent(entry: dict[str, Any]) -> str:
+    return f"{entry['value']:.1f}" + (f" ± {entry['spread']:.1f}" if "spread" in entry else "")
+
+
+def _row(
+    kind: str, source: str, cells: list[dict[str, Any]], counts: dict[str, str], **more: Any
+) -> dict[str, Any]:
+    shown = {"kind": kind, "source": source, "recipe": None, "cells": cells, "over_all": []}
+    return {**shown, **counts, **more}
+
+
+def _verdicts(
+    config: Config,
+    badges: Badges,
+    model: str,
+    method: str,
+    number: int,
+    columns: list[dict[str, Any]],
+) -> list[dict[str, Any]]:
+    """The row of verdicts on the numbers above it; none where nothing is judged."""
+    name = paper_model(config, model)
+    counts: dict[str, list[Badge]] = {"trainable": [], "total": []}
+    for claim in _claims(name, method, number):
+        if claim["kind"] == "count":
+            counts[claim["quantity"]] = badges.claim(claim["id"])
+    scores = {
+        (claim["task"], claim["metric"]): claim["id"]
+        for claim in _claims(name, method, number)
+        if claim["kind"] == "score"
+    }
     cells = []
     for column in columns:
-        claim = scores.get(column["claim"]) if column["claim"] else None
-        cells.append(
-            {
-                "text": claim["printed"] if claim else NOT_PLANNED,
-                "mean": claim["value"] if claim else None,
-                "status": "paper" if claim else "not planned",
-                "anchor": None,
-            }
-        )
-    source = "paper" if is_papers(config, model) else f"paper, {name}"
-    return {"source": source, "recipe": None, "cells": cells, **_counts(counts)}
+        own = badges.claim(scores[column["claim"]]) if column["claim"] in scores else []
+        related = badges.relations.get((model, column["task"], column["metric"], method), [])
+        cells.append(BLANK | {"text": words(own + related), "badges": own + related})
+    over_all = badges.relations.get((model, None, None, method), [])
+    if not any([over_all, *counts.values(), *(cell["badges"] for cell in cells)]):
+        return []
+    texts = _counts({quantity: words(found) for quantity, found in counts.items()})
+    return [_row("verdict", "verdict", cells, texts, badges=counts, over_all=over_all)]
 
 
 def _counts(counts: dict[str, str]) -> dict[str, str]:
@@ -183,7 +248,7 @@ def _ours(
         cell_of(results, (model, column["task"], method, recipe), column["metric"])
         for column in columns
     ]
-    return {"source": source, "recipe": recipe, "cells": cells, **_counts(counts)}
+    return _row("ours", source, cells, _counts(counts)) | {"recipe": recipe}
 
 
 def _span(runs: pd.DataFrame, name: str) -> str:
@@ -205,7 +270,7 @@ def cell_of(results: Results, key: tuple[str, str, str, str], metric: str) -> di
         & (table["recipe"] == recipe)
     ]
     if group.empty:
-        return {"text": NOT_PLANNED, "mean": None, "status": "not planned", "anchor": None}
+        return dict(BLANK)
     place = {"anchor": anchor("runs", *key)}
     rows = group[group["metric"] == metric]
     if rows.empty or not rows["done"].iloc[0] + rows["undefined"].iloc[0]:
@@ -231,7 +296,7 @@ def as_frame(table: Table) -> pd.DataFrame:
                 values = {
                     "Model": group["model"],
                     "Method": method["label"],
-                    "Source": row["source"],
+                    "Source": "; ".join([row["source"], *(words([b]) for b in row["over_all"])]),
                 }
                 values["Trainable parameters"] = row["trainable"]
                 if table["totals"]:
@@ -260,54 +325,7 @@ def as_tidy(tables: list[Table]) -> pd.DataFrame:
             for group in table["groups"]
             for method in group["methods"]
             for row in method["rows"]
+            if row["kind"] != "verdict"
             for column, cell in zip(table["columns"], row["cells"], strict=True)
         ]
     )
-
-
-def profile_frame(config: Config, results: Results) -> pd.DataFrame:
-    """Measured costs of a step as strings, each with its ratio to LoRA on the same model."""
-    rows = []
-    for _, profile in results.profiles.iterrows():
-        entry = {
-            "Model": profile["model"],
-            "Method": config["methods"][profile["method"]]["label"],
-            f"Batch {TIMES} length": f"{profile['batch']} {TIMES} {profile['length']}",
-        }
-        done = profile["status"] == DONE
-        lora = lora_profile(results, profile["model"])
-        peer = dict.fromkeys(COSTS) if lora is None else lora
-        for name, (heading, unit, factor) in COSTS.items():
-            entry[heading] = _cost(profile[name], factor, unit, peer[name]) if done else NOT_RUN
-        rows.append(entry)
-    return pd.DataFrame(rows)
-
-
-def _cost(value: float, factor: float, unit: str, peer: float | None) -> str:
-    """A value in its unit and its ratio to LoRA's; 'none' for states that the method has not."""
-    if not value:
-        return "none"
-    scaled = value * factor
-    text = f"{scaled:,.0f}" if scaled >= 100 or not unit else f"{scaled:.3g}"
-    ratio = f" ({TIMES}{value / peer:.2f})" if peer else ""
-    return f"{text} {unit}".rstrip() + ratio
-
-
-COSTS = {
-    "step": ("Step, median", "ms", 1e3),
-    "tokens_per_second": ("Tokens a second", "", 1.0),
-    "peak_memory": ("Peak memory", "MiB", 2.0**-20),
-    "adapter_states": ("Adapter states", "KiB", 2.0**-10),
-    "states": ("All trained states", "KiB", 2.0**-10),
-    "adapter_bytes": ("Saved file", "KiB", 2.0**-10),
-    "trainable": ("Trainable parameters", "", 1.0),
-}
-
-
-def lora_profile(results: Results, model: str) -> pd.Series | None:
-    """The finished profile of LoRA on a model: what every ratio is taken to."""
-    profiles = results.profiles
-    rows = profiles[
-        (profiles["model"] == model) & (profiles["method"] == "lora") & (profiles["status"] == DONE)
-    ]
-    return None if rows.empty else rows.iloc[0]

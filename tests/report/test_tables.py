@@ -9,7 +9,8 @@ from fakes import PROVENANCE, rename, score, smoke, write_all, write_run
 from lorasp.config import Config, cells
 from lorasp.errors import WorkError
 from lorasp.report.collect import collect
-from lorasp.report.tables import TIMES, as_frame, as_tidy, paper_tables, profile_frame
+from lorasp.report.costs import profile_frame
+from lorasp.report.tables import TIMES, as_frame, as_tidy, paper_tables
 
 RTE = ("roberta-tiny", "rte", "lora-sp", "stated")
 
@@ -33,7 +34,7 @@ def test_without_results_every_planned_cell_says_not_run(config: Config) -> None
     results = collect(config)
     assert len(results.runs) == len(cells(config)) and set(results.runs["status"]) == {"not run"}
     tidy = as_tidy(paper_tables(config, results))
-    assert set(tidy["status"]) == {"not run", "not planned", "paper"}
+    assert set(tidy["status"]) == {"not run", "not planned", "paper", "independent"}
     planned = {(c.model, c.task, c.method, c.recipe) for c in cells(config)}
     not_run = tidy[tidy["status"] == "not run"]
     assert len(not_run) == len(planned) + 3 * 5  # three more columns for each method of Table 2

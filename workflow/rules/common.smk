@@ -3,6 +3,8 @@ import os
 import sys
 from pathlib import Path
 
+from lorasp import public_models
+from lorasp.claims import claims_file
 from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
 from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged

@@ -5,6 +5,7 @@ rule report:
     input:
         metrics=metrics_of(CELLS),
         profiles=PROFILES,
+        audit="results/audit.json",
     output:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
         text=f"{REPORT}/report.md",

@@ -1,0 +1,77 @@
+"""Text and tables in other forms than HTML: Markdown, CSV, and LaTeX with booktabs rules."""
+
+from pathlib import Path
+
+import pandas as pd
+from markupsafe import escape
+
+from lorasp.report.tables import NOT_PLANNED, TIMES
+from lorasp.results import atomic
+
+# What pdfLaTeX does not read as it stands.
+LATEX = {
+    "±": r"$\pm$",
+    TIMES: r"$\times$",
+    NOT_PLANNED: r"$\cdot$",
+    "\N{MINUS SIGN}": "$-$",
+    "\N{EN DASH}": "--",
+    "\N{EM DASH}": "---",
+    "\N{LEFT SINGLE QUOTATION MARK}": "`",
+    "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+    "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+    "\N{RIGHT DOUBLE QUOTATION MARK}": "''",
+    "\N{NO-BREAK SPACE}": "~",
+    "…": r"\ldots{}",
+    "≥": r"$\geq$",
+    "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "≠": r"$\neq$",
+    "→": r"$\to$",
+    "⊙": r"$\odot$",
+    "Δ": r"$\Delta$",
+    "δ": r"$\delta$",
+    "ᵀ": "$^T$",
+    "²": "$^2$",
+    "½": r"$\frac12$",
+}
+PROSE = {"Where": 2.4, "Printed": 3.0, "Because": 6.0, "Found": 6.0, "Claim": 3.4}  # widths in cm
+
+
+def plain(text: object) -> str:
+    """Text for Markdown: HTML in a name stays text, and a pipe ends no table cell."""
+    shown = str(escape(str(text))).replace("&#39;", "'").replace("&#34;", '"').replace("|", "\\|")
+    return " ".join(shown.split())
+
+
+def markdown(frame: pd.DataFrame, nothing: str = "no runs planned") -> str:
+    """A frame of text as a Markdown table."""
+    if frame.empty:
+        return f"_{nothing}_"
+    rows = [frame.columns, ["---"] * frame.shape[1], *frame.itertuples(index=False, name=None)]
+    return "\n".join(f"| {' | '.join(plain(value) for value in row)} |" for row in rows)
+
+
+def latex(frame: pd.DataFrame, prose: bool = False) -> str:
+    """A frame of text as a LaTeX table; `prose` breaks long texts into lines and over pages."""
+    columns = "lll" + "r" * (frame.shape[1] - 3)
+    if prose:
+        columns = "".join(
+            rf"p{{{PROSE[name]}cm}}" if name in PROSE else "l" for name in frame.columns
+        )
+    text = str(frame.to_latex(index=False, escape=True, column_format=columns, longtable=prose))
+    for sign, command in LATEX.items():
+        text = text.replace(sign, command)
+    return text
+
+
+def write_frame(folder: Path, name: str, frame: pd.DataFrame, tex: str) -> None:
+    """One table as CSV, Markdown and LaTeX."""
+    write(folder / f"{name}.csv", frame.to_csv(index=False))
+    write(folder / f"{name}.md", markdown(frame) + "\n")
+    write(folder / f"{name}.tex", tex)
+
+
+def write(path: Path, text: str) -> None:
+    """Write a text through a temporary name."""
+    with atomic(path) as temporary:
+        temporary.write_text(text)

@@ -173,22 +173,29 @@ def attainable(
     """Each printed accuracy is one that a run can have: a whole number of right answers out of n.
 
     This is the GRIM test (Brown and Heathers, 2017) on the size of each task's evaluation set, for
-    scores rounded to the nearest. The smallest number of runs whose mean can give every printed
-    score is told beside it.
+    scores rounded to the nearest; what cutting off instead would allow is told, and the smallest
+    number of runs whose mean, rounded, can give every printed score.
     """
     scores = [one for one in chosen(document, of) if one.get("task") in examples]
     if not scores:
         raise WorkError(f"check attainable finds no score of {listed(examples)} like {of}")
 
-    def possible(score: Claim, runs: int) -> bool:
+    def possible(score: Claim, runs: int, shift: Fraction = Fraction(0)) -> bool:
         answers = examples[score["task"]] * runs
-        inside = interval(score).times(Fraction(answers, 100))
+        inside = (interval(score) + Interval(shift, shift)).times(Fraction(answers, 100))
         return ceil(inside.low) <= floor(inside.high)
+
+    def cut_off(score: Claim) -> bool:
+        """Whether a run can have it if digits were cut off: values from the printed one up."""
+        within = interval(score)
+        return possible(score, 1, shift=(within.high - within.low) / 2)
 
     single = [score for score in scores if not possible(score, 1)]
     counts = (n for n in range(1, RUNS + 1) if all(possible(score, n) for score in scores))
     fewest = next(counts, None)
     found = f"{len(single)} of {len(scores)} printed accuracies are not those of a single run"
+    if neither := [score for score in single if not cut_off(score)]:
+        found += f", {len(neither)} of them not even cut off instead of rounded"
     evidence = []
     for score in single:
         n = examples[score["task"]]
@@ -196,7 +203,8 @@ def attainable(
         evidence.append(
             f"{score['id']}: {score['printed']} is impossible on {n} examples; the neighbours "
             f"are {below}/{n} = {100 * below / n:.2f} and "
-            f"{below + 1}/{n} = {100 * (below + 1) / n:.2f}."
+            f"{below + 1}/{n} = {100 * (below + 1) / n:.2f}"
+            + (", which cut off would be it." if cut_off(score) else ".")
         )
     if single:
         evidence.append(

@@ -301,8 +301,8 @@ def _adapter(
     if left_open:
         evidence.append(f"The paper does not state the {listed(left_open)} for this count.")
     rows = [one.record for one in [*stated, *(one for one in fitting if one not in stated)][:12]]
-    if stated and rank is None:
-        found = f"{stated[0].told} would give it; the rank is not stated"
+    if stated and left_open:
+        found = f"{stated[0].told} would give it; the paper does not state the {listed(left_open)}"
         return Outcome("not comparable", found, evidence, rows)
     if stated:
         return Outcome("reproduced", f"{stated[0].told} gives it", evidence, rows)

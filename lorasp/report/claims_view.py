@@ -29,7 +29,8 @@ RULE = (
 
 def papers(config: Config, results: Results, verdicts: list[Verdict]) -> list[dict[str, Any]]:
     """The claims files as verdicts.json has them: identity, date of the margins, counts."""
-    started = results.runs["started"].dropna() if "started" in results.runs else []
+    made = (results.runs, results.profiles)
+    started = [date for frame in made if "started" in frame for date in frame["started"].dropna()]
     first = min(started, default=None)
     entries = []
     for name, path in zip(documents(config), config["claims"], strict=True):

@@ -184,7 +184,7 @@ def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 PROFILE = [
     "model", "method", "status", "batch", "length", "device", "threads", "step", "q1", "q3",
     "forward", "backward", "optimizer", "tokens_per_second", "peak_memory", "counter", "trainable",
-    "total", "base", "adapter_states", "states", "adapter_bytes",
+    "total", "base", "adapter_states", "states", "adapter_bytes", "started",
 ]  # fmt: skip
 
 
@@ -222,4 +222,5 @@ def _read_profile(path: Path) -> dict[str, Any]:
         "adapter_states": adapter,
         "states": adapter + sum(states["other"].values()),
         "adapter_bytes": profile["adapter_bytes"],
+        "started": profile["started"],
     }

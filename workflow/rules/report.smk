@@ -10,6 +10,7 @@ rule report:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
         text=f"{REPORT}/report.md",
         results=f"{REPORT}/results.json",
+        verdicts=f"{REPORT}/verdicts.json",
         tables=report(
             directory(f"{REPORT}/tables"),
             patterns=["{name}.csv"],
@@ -43,6 +44,7 @@ for table in sorted({table_of(run) for run in CELLS}):
             f"table{table}"
         input:
             metrics_of(run for run in CELLS if table_of(run) == table),
+            audit="results/audit.json",
         log:
             f"{RESULTS}/logs/table{table}.log",
         conda:
@@ -60,6 +62,7 @@ for task in sorted({run.task for run in CELLS}):
             task
         input:
             metrics_of(run for run in CELLS if run.task == task),
+            audit="results/audit.json",
         log:
             f"{RESULTS}/logs/{task}.log",
         conda:

@@ -230,7 +230,7 @@ def _whole_model(claim: Claim, shapes: Shapes) -> Outcome:
     counted = counted if shapes.head else {"in all": total}
     told = listed(f"{size:,} {what}" for what, size in counted.items())
     fits = any(printed.holds(size) for size in counted.values())
-    off = float(exact(claim["value"]) / total - 1)
+    off = min((float(exact(claim["value"]) / size - 1) for size in counted.values()), key=abs)
     evidence = []
     unions = [
         f"{' + '.join(union)} in {million}"

@@ -73,14 +73,17 @@ def score_scale(values: list[float], points: float = 10) -> alt.Scale:
     return alt.Scale(domain=[low - room, high + room], nice=True, zero=False)
 
 
-def log_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Ticks 1, 2 and 5 of every decade in a range; only its powers of ten where they are many."""
+def log_ticks(low: float, high: float, least: int = 3, most: int = 6) -> list[float]:
+    """Round numbers in a range: powers of ten, or as many more of each decade as make `least`."""
     decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    fine, coarse = (
-        [value for k in decades for first in firsts if low <= (value := first * 10.0**k) <= high]
-        for firsts in ((1, 2, 5), (1,))
-    )
-    return fine if len(fine) <= most or len(coarse) < 2 else coarse
+    ticks: list[float] = []
+    for firsts in ((10,), (10, 20, 50), range(10, 100, 5), range(10, 100)):
+        ticks = [
+            value for k in decades for n in firsts if low <= (value := n * 10.0**k / 10) <= high
+        ]
+        if len(ticks) >= least:
+            break
+    return ticks if firsts == (10,) else ticks[:: -(-len(ticks) // most) or 1]
 
 
 def grid(panels: list[Panel], columns: int, gap: tuple[int, int]) -> alt.ConcatChart | alt.Chart:

@@ -208,6 +208,24 @@ def tally(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+def basis(entries: list[dict[str, Any]]) -> list[str]:
+    """What decided the claims of the paper: trained runs, profiles, or the audit alone."""
+    kinds = {
+        "trained runs": Counter[str](),
+        "measured costs": Counter[str](),
+        "the audit alone": Counter[str](),
+    }
+    for entry in entries:
+        if entry["paper"] == PAPER and ("test" in entry or entry["audited"]):
+            measured = "test" in entry and entry["test"]["name"] == "less"
+            kind = "the audit alone" if entry["audited"] else "trained runs"
+            kinds["measured costs" if measured else kind][entry["verdict"]] += 1
+    return [
+        f"{kind} {', '.join(f'{counts[name]} {name}' for name in SIGNS if counts[name]) or 'none'}"
+        for kind, counts in kinds.items()
+    ]
+
+
 def audited(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the audit computed, contradictions first."""
     order = ["inconsistent", "not reproduced", "not comparable", "inconclusive", "reproduced"]

@@ -113,6 +113,9 @@ def why(first: Side, second: Side, before: Verdict, after: Verdict) -> list[str]
             reasons.append(f"{len(alone)} runs are in {place} alone (seeds {seeds})")
     shared = both[both["_merge"] == "both"]
     gaps = (shared["value"] - shared["value_2"]).abs()
+    undefined = shared["value"].isna() != shared["value_2"].isna()
+    if undefined.any():
+        reasons.append(f"{int(undefined.sum())} scores are undefined on one side alone")
     if gaps.max() > 0:
         reasons.append(
             f"{int((gaps > 0).sum())} of {len(shared)} runs that both have differ in their score, "
@@ -122,10 +125,12 @@ def why(first: Side, second: Side, before: Verdict, after: Verdict) -> list[str]
         return reasons + origins(shared)
     if "family" in before:
         return [
-            "its own runs and scores agree; other claims of its family "
+            "its own runs and headline scores agree; other claims of its family "
             f"({before['family']}) changed, and with them the correction for multiplicity"
         ]
-    return ["its own runs and scores agree; the profiles behind it differ"]
+    return [
+        "its own runs and headline scores agree; other metrics or the profiles behind it differ"
+    ]
 
 
 def _together(first: pd.DataFrame, second: pd.DataFrame) -> pd.DataFrame:

@@ -3,17 +3,27 @@
 from pathlib import Path
 from typing import Any
 
+from lorasp.claims import claims_file
 from lorasp.claims.verdicts import judge
 from lorasp.config import Config
 from lorasp.report.collect import RUN, Results, per_seed
-from lorasp.results import read_json
+from lorasp.results import read_json, sha256_of
 
 AUDIT = Path("results", "audit.json")
 
 
 def audited() -> list[dict[str, Any]] | None:
-    """The findings of `lorasp audit`, or None where it has not been run."""
-    return read_json(AUDIT, "audit")["findings"] if AUDIT.exists() else None
+    """The findings of `lorasp audit` on the claims files as they are; None where it has not run."""
+    if not AUDIT.exists():
+        return None
+    audit = read_json(AUDIT, "audit")
+    current = {name for name, digest in audit["papers"].items() if _is_current(name, digest)}
+    return [finding for finding in audit["findings"] if finding["paper"] in current]
+
+
+def _is_current(name: str, digest: str) -> bool:
+    """Whether the claims file is still the one that was audited."""
+    return sha256_of(claims_file(name)) == digest
 
 
 def judged(config: Config, results: Results) -> list[dict[str, Any]]:

@@ -52,6 +52,7 @@ def write_report(config: Config, out: Path | None = None) -> Path:
         "smoke": smoke,
         "notice": notice(config, results),
         "tally": claims_view.tally(entries),
+        "basis": claims_view.basis(entries),
         "findings": claims_view.findings(entries),
         "rule": claims_view.RULE,
         "claims": entries,

@@ -114,6 +114,9 @@ def test_the_front_is_what_nothing_beats() -> None:
 
 def test_ticks_of_a_logarithmic_axis() -> None:
     assert log_ticks(60, 900) == [100, 200, 500]
+    assert log_ticks(320, 520) == [350, 400, 450, 500]
+    assert log_ticks(61, 99) == [65, 75, 85, 95]
+    assert log_ticks(501, 509) == []
     assert log_ticks(1, 1e6) == [1, 10, 100, 1e3, 1e4, 1e5, 1e6]
 
 

@@ -67,7 +67,7 @@
 
   // A link to a claim, a finding or a run opens what hides it.
   const follow = () => {
-    const target = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const target = document.getElementById(location.hash.slice(1)); // ids are plain ASCII
     if (!target) return;
     if (target.hidden) {
       form.reset();

@@ -6,6 +6,7 @@ Exit codes: 0 done; 1 the work failed; 2 the arguments or the configuration are 
 import argparse
 import json
 import logging
+import os
 import signal
 import sys
 import traceback
@@ -35,6 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
         return _fail(2, str(error))
     except WorkError as error:
         return _fail(1, str(error))
+    except BrokenPipeError:  # whoever reads our output has seen enough, as `head` has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         # a full disk, a missing right: the sentence is the system's own, with the file
         return _fail(

@@ -28,8 +28,8 @@ def claims_file(name: str) -> Path:
     path = Path(name) if name.endswith(".yaml") else FOLDER / f"{name}.yaml"
     if not path.is_file():
         raise UsageError(
-            f"there is no claims file {name}; shipped are {', '.join(shipped())}; "
-            "another one is named by its path, ending in .yaml"
+            f"there is no claims file {path}; shipped are {', '.join(shipped())}; "
+            "any other is named by its path, and the name of the file ends in .yaml"
         )
     return path
 

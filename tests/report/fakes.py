@@ -4,9 +4,9 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from lorasp.claims import PAPER
+from lorasp.claims import PAPER, claims_file
 from lorasp.config import Cell, Config, cells, load_config, resolve
-from lorasp.results import write_json
+from lorasp.results import sha256_of, write_json
 
 ROOT = Path(__file__).parents[2]
 PROVENANCE = {
@@ -138,5 +138,9 @@ def write_audit(verdicts: dict[str, str], found: str = "it was computed") -> Non
         }
         for name, verdict in verdicts.items()
     ]  # fmt: skip
-    document = {"provenance": PROVENANCE, "papers": {PAPER: "ab" * 32}, "findings": findings}
+    document = {
+        "provenance": PROVENANCE,
+        "papers": {PAPER: sha256_of(claims_file(PAPER))},
+        "findings": findings,
+    }
     write_json(Path("results", "audit.json"), document, "audit")

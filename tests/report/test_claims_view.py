@@ -15,6 +15,7 @@ from lorasp.report import claims_view
 from lorasp.report.badges import SIGNS, badge, by_place, targets, words
 from lorasp.report.charts import library, log_ticks
 from lorasp.report.formats import latex, markdown
+from lorasp.report.judged import AUDIT, audited
 from lorasp.report.page import write_report
 from lorasp.report.pareto import front
 from lorasp.results import read_json
@@ -184,3 +185,16 @@ def test_charts_are_data_and_end_no_script(report: Path) -> None:
     for chart in charts:
         assert "<" not in chart and json.loads(chart)["$schema"].endswith(".json")
     assert "unsafe-eval" not in page and page.count("'sha256-") == 2
+
+
+def test_an_audit_of_another_claims_file_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert audited() is None
+    write_audit({"sum.llama-7b.lora": "inconsistent"})
+    assert [finding["id"] for finding in audited() or []] == ["sum.llama-7b.lora"]
+    text = AUDIT.read_text()
+    digest = json.loads(text)["papers"]["lora_sp_2024"]
+    AUDIT.write_text(text.replace(digest, "0" * 64))
+    assert audited() == []

@@ -4,8 +4,8 @@ from typing import Any
 
 import altair as alt
 import pandas as pd
-from scipy import stats
 
+from lorasp.claims.statistics import interval
 from lorasp.config import Config
 from lorasp.report.charts import (
     INK,
@@ -25,7 +25,6 @@ from lorasp.report.pareto import pareto, pareto_points
 from lorasp.report.tables import UNTRAINED, Table
 
 Figure = alt.ConcatChart | alt.Chart
-LEVEL = 0.90
 CAPTIONS = {
     "parameters": "Score against the number of trainable parameters. The line is the Pareto front: "
     "the best score for at most so many parameters. Bars: one standard deviation over the seeds, "
@@ -111,10 +110,10 @@ def seeds(config: Config, results: Results, stamp: str) -> Figure:
 
 
 def _interval(values: pd.Series) -> Row:
-    """Mean and 90 % interval of Student's t; of a single seed only the mean."""
-    mean, n = float(values.mean()), len(values)
-    half = float(stats.t.ppf((1 + LEVEL) / 2, n - 1) * values.sem()) if n > 1 else 0.0
-    return {"score": mean, "low": mean - half, "high": mean + half}
+    """Mean and the interval that the tests use; of one seed, or of equal ones, only the mean."""
+    mean = float(values.mean())
+    low, high = interval(values.to_numpy()) or (mean, mean)
+    return {"score": mean, "low": low, "high": high}
 
 
 def figure2(config: Config, results: Results, tables: list[Table], stamp: str) -> Figure:

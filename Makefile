@@ -11,7 +11,7 @@ SOURCES := lorasp tests
 RULES := Snakefile $(wildcard workflow/rules/*.smk)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke mini reproduce check test test-slow container lock clean
+.PHONY: help smoke mini simulated reproduce check test test-slow container lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -35,6 +35,9 @@ smoke mini: .venv/.complete
 
 smoke: ## every path on tiny random models: minutes, its scores mean nothing
 mini: ## small real models and text on two CPU cores: up to two hours
+
+simulated: .venv/.complete ## memory and operations at the paper's scale, without a GPU: minutes
+	$(BIN)/lorasp serve -- $(SNAKEMAKE) simulated
 
 reproduce: .venv/.complete ## the paper itself: needs GPUs and the Hugging Face hub
 	$(SNAKEMAKE)
@@ -62,7 +65,7 @@ lock: ## pin again what pyproject.toml asks for
 	build/lock/bin/python -m pip install --quiet "$$(grep ^torch== requirements.lock)" '.[suite,dev]'
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude lorasp > build/frozen.txt
 	{ grep '^#' requirements.lock; sed 's/+[a-z0-9.]*$$//' build/frozen.txt \
-		| grep -Ev '^(nvidia|cuda|triton)'; } > build/requirements.lock
+		| grep -Ev '^(nvidia-([^m]|m[^l])|cuda|triton)'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
 
 clean: ## remove the environment and the caches; data, results and reports stay

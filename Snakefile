@@ -2,6 +2,7 @@
 #                         snakemake --cores all --config scale=smoke
 # One table or task:      snakemake --cores all table1     snakemake --cores all mrpc
 # Some runs:              snakemake --cores all --config only=mrpc,lora-sp,seed-0
+# What it will take:      snakemake --cores all plan --config gpu=h100-80gb
 
 
 # For --sdm apptainer: an image made from containers/Containerfile.
@@ -17,9 +18,11 @@ rule all:
 
 
 include: "workflow/rules/prepare.smk"
+include: "workflow/rules/plan.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/profile.smk"
+include: "workflow/rules/simulate.smk"
 include: "workflow/rules/audit.smk"
 include: "workflow/rules/report.smk"
 

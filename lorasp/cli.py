@@ -23,6 +23,8 @@ from lorasp.errors import UsageError, WorkError
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; its exit code."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    # bitsandbytes compiles functions at import that no command here uses, and takes a second for it
+    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     # it warns at import of a 4-bit CPU kernel that it does without
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     # an exception, so that whatever is half-written is removed on the way out
@@ -119,13 +121,59 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--dataset", help="a data set of the configuration")
     prepare.add_argument("--model", help="a model; with --task: tokenise that task for it")
     prepare.add_argument("--task")
-    with_cell(command("train", _train, "train one run", _always))
+    train = command("train", _train, "train one run", _always)
+    with_cell(train)
+    train.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sequences computed at a time (default, and 0: the recipe's, else the whole batch)",
+    )
     with_cell(command("evaluate", _evaluate, "evaluate one trained run", _always))
     profile = with_config(
         command("profile", _profile, "measure step time and memory of a method on a model", _always)
     )
     profile.add_argument("--model", required=True)
     profile.add_argument("--method", required=True)
+    plan = command(
+        "plan", _plan, "say what a scale will take before it runs: GPUs, hours, disk", _always
+    )
+    which = plan.add_mutually_exclusive_group(required=True)
+    which.add_argument("--scale", metavar="NAME", help="the same as --config config/NAME.yaml")
+    which.add_argument("--config", type=Path)
+    plan.add_argument("--only", default="", metavar="NAMES", help="such as mrpc,lora-sp")
+    plan.add_argument("--gpu", metavar="TYPE", help="such as h100-80gb (default: the one here)")
+    plan.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.35,
+        help="share of the GPU's peak that training gets (default 0.35)",
+    )
+    plan.add_argument("--json", action="store_true")
+    plan.add_argument("--out", type=Path, help="write the plan to this file too")
+    simulate = command(
+        "simulate", _simulate, "memory and operations of a training step, without a GPU", _always
+    )
+    simulate.add_argument("--config", type=Path, help="take models, methods and runtime from here")
+    simulate.add_argument("--model", required=True, help="a public model, or a prepared one")
+    simulate.add_argument("--method", required=True)
+    simulate.add_argument("--batch", type=int, default=1, help="sequences in a step (default 1)")
+    simulate.add_argument("--length", type=int, default=512, help="tokens in each (default 512)")
+    simulate.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="everything in this format (default: the runtime of --config, else bfloat16)",
+    )
+    simulate.add_argument("--quantize", help="none, nf4 or int8: the frozen base weights")
+    simulate.add_argument("--recompute", help="none, full or selective: the activations")
+    simulate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    simulate.add_argument("--json", action="store_true")
+    simulate.add_argument(
+        "--planned",
+        action="store_true",
+        help="simulate what --config plans instead; write results/simulated/MODEL/METHOD.json",
+    )
     report = with_config(command("report", _report, "write the report of a scale", _always))
     report.add_argument("--out", type=Path, help="folder of the report (default: reports/<scale>)")
     report.add_argument(
@@ -204,10 +252,12 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
 
 def _train(options: argparse.Namespace) -> None:
     config, cell, settings = _cell(options)
+    if options.micro_batch < 0:
+        raise UsageError(f"--micro-batch is {options.micro_batch}; allowed is a number from 1")
     serve.offline()
     from lorasp.training.train import train_cell
 
-    print(train_cell(config, cell, settings, options.out))
+    print(train_cell(config, cell, settings, options.out, options.micro_batch or None))
 
 
 def _evaluate(options: argparse.Namespace) -> None:
@@ -224,6 +274,46 @@ def _profile(options: argparse.Namespace) -> None:
     from lorasp.profiling.measure import profile_cell
 
     print(profile_cell(config, options.model, options.method))
+
+
+def _plan(options: argparse.Namespace) -> None:
+    config = load_config(options.config or Path("config", f"{options.scale}.yaml"))
+    serve.offline()
+    from lorasp.planning.plan import make_plan, write_plan
+    from lorasp.planning.text import as_text
+
+    plan = make_plan(config, options.only, options.gpu, options.utilisation)
+    if options.out:
+        write_plan(options.out, plan)
+    print(json.dumps(plan, indent=1) if options.json else as_text(plan))
+
+
+def _simulate(options: argparse.Namespace) -> None:
+    config = load_config(options.config) if options.config else None
+    if min(options.batch, options.length) < 1:
+        raise UsageError("--batch and --length must be at least 1")
+    serve.offline()
+    from lorasp.profiling import simulations
+
+    if options.planned:
+        if config is None:
+            raise UsageError("--planned needs --config, such as config/simulated.yaml")
+        print(simulations.simulate_cells(config, options.model, options.method))
+        return
+    held = {key: getattr(options, key) for key in ("quantize", "recompute")}
+    settings = _settings(options.set) | {key: value for key, value in held.items() if value}
+    shape = (options.batch, options.length)
+    resolved, folder = simulations.ask(
+        options.model, options.method, shape, options.dtype, settings, config
+    )
+    step = simulations.simulation(resolved, folder)
+    if not options.json:
+        print(simulations.as_text(resolved, step))
+        return
+    counts = {f"{name}_parameters": n for name, n in step.pop("parameters").items()}
+    asked = {"model": options.model, "method": options.method, **resolved["profile"]}
+    asked |= {"settings": resolved["method"]["settings"], "runtime": resolved["runtime"]}
+    print(json.dumps(asked | step | counts, indent=1))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -109,6 +109,10 @@ def _check_names(path: Path, config: Config) -> None:
             known(f"profile.cells.{index}.model", plan["model"], config["models"])
             for name in plan["methods"]:
                 known(f"profile.cells.{index}.methods", name, config["methods"])
+        for index, group in enumerate(config.get("simulate", [])):
+            for kind in ("models", "methods"):
+                for name in group[kind]:
+                    known(f"simulate.{index}.{kind}", name, config[kind])
         for name, recipe in config["recipes"].items():
             _check_exceptions(f"recipes.{name}", recipe, config)
     except UsageError as error:
@@ -232,6 +236,8 @@ def decisive(stage: str, resolved: Config) -> Config:
     """
     task, method = resolved["task"], resolved["method"]
     scoring = ("evaluate", "metrics", "headline", "generation", "benchmark")
+    # the micro-batch splits the work of a step and, but for rounding, changes nothing
+    silent = {"source", "micro_batch_size"}
     shown = {"version", "table", "column", "note", *scoring}
     runtime = {key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")}
     if resolved["recipe"].get("select") == "best":
@@ -243,7 +249,7 @@ def decisive(stage: str, resolved: Config) -> Config:
         "model": {key: resolved["model"][key] for key in ("architecture", "targets")},
         "task": {key: value for key, value in task.items() if key not in shown},
         "method": {"family": method["family"], "settings": method["settings"]},
-        "recipe": {key: value for key, value in resolved["recipe"].items() if key != "source"},
+        "recipe": {key: value for key, value in resolved["recipe"].items() if key not in silent},
         "runtime": runtime,
     }
     return trained if stage == "train" else {key: task.get(key) for key in scoring} | runtime

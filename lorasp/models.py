@@ -61,42 +61,56 @@ def autocast(resolved: dict[str, Any]) -> AbstractContextManager[Any]:
 
 
 def compute_dtype(resolved: dict[str, Any]) -> torch.dtype:
-    """The number format in which layers multiply, as `runtime.precision` says."""
-    return DTYPES[resolved["runtime"]["precision"]]
+    """The number format in which layers multiply: autocast's, without it that of the weights."""
+    precision = resolved["runtime"]["precision"]
+    return weights_dtype(resolved) if precision == "fp32" else DTYPES[precision]
+
+
+def head_labels(resolved: dict[str, Any]) -> int:
+    """Outputs of an encoder's classification head; two where the run has no task."""
+    task = resolved.get("task", {})
+    return 1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
+
+
+def weights_dtype(resolved: dict[str, Any]) -> torch.dtype:
+    """The number format of the base weights: `runtime.weights`, but fp32 if autocast trains all."""
+    runtime = resolved["runtime"]
+    # In bf16 an AdamW update of 1e-5 is lost in the rounding of most weights.
+    if resolved["method"]["family"] == "full" and runtime["precision"] != "fp32":
+        return torch.float32
+    return DTYPES[runtime.get("weights", "fp32")]
+
+
+def quantization_config(resolved: dict[str, Any]) -> BitsAndBytesConfig | None:
+    """How transformers holds the linear layers: NF4 (quantised twice, as QLoRA does) or int8."""
+    quantize = resolved["method"].get("settings", {}).get("quantize", "none")
+    if quantize == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            llm_int8_skip_modules=list(HEADS),
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=compute_dtype(resolved),
+        )
+    if quantize == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(HEADS))
+    return None
 
 
 def load_model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
-    """The model in `folder`, on the run's device, weights in `runtime.weights` (default fp32).
+    """The model in `folder`, on the run's device, in the format of `weights_dtype`.
 
-    Weights that are all trained are fp32, whatever the number format of the forward pass.
     A classification head is drawn from the run's seed. The method's `quantize` loads the linear
-    layers in NF4 (with double quantisation, as QLoRA does) or int8; the `-residual` formats are
-    quantised later, by the method itself. Raises WorkError where the folder holds no such model.
+    layers in NF4 or int8; the `-residual` formats are quantised later, by the method itself. Raises
+    WorkError where the folder holds no such model.
     """
     device = device_of(resolved)
-    weights = resolved["runtime"].get("weights", "fp32")
-    # In bf16 an AdamW update of 1e-5 is lost in the rounding of most weights.
-    dtype = torch.float32 if resolved["method"]["family"] == "full" else DTYPES[weights]
-    arguments: dict[str, Any] = {"dtype": dtype}
-    task = resolved.get("task", {})
+    arguments: dict[str, Any] = {"dtype": weights_dtype(resolved)}
     architecture = resolved["model"]["architecture"]
     if architecture == "encoder":
-        arguments["num_labels"] = (
-            1 if task.get("family") == "regression" else len(task.get("labels", (0, 1)))
-        )
-    quantize = resolved["method"].get("settings", {}).get("quantize", "none")
-    if quantize in ("nf4", "int8"):
-        arguments["quantization_config"] = (
-            BitsAndBytesConfig(
-                load_in_4bit=True,
-                llm_int8_skip_modules=list(HEADS),
-                bnb_4bit_quant_type="nf4",
-                bnb_4bit_use_double_quant=True,
-                bnb_4bit_compute_dtype=compute_dtype(resolved),
-            )
-            if quantize == "nf4"
-            else BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(HEADS))
-        )
+        arguments["num_labels"] = head_labels(resolved)
+    if (quantization := quantization_config(resolved)) is not None:
+        arguments["quantization_config"] = quantization
         arguments["device_map"] = {"": str(device)}
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
     try:

@@ -27,7 +27,7 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(900 * GIB, 200 * GIB, 700 * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1100 * GIB, 200 * GIB, 900 * GIB))
     monkeypatch.setattr(
         doctor.urllib.request, "urlopen", lambda *_, **__: (tmp_path / "x").open("w")
     )
@@ -42,7 +42,7 @@ def missing(config: dict[str, Any]) -> list[str]:
 def test_a_machine_that_has_it_all(paper: dict[str, Any]) -> None:
     found = {finding["what"]: finding["found"] for finding in examine(paper)}
     assert found == {
-        "600 GiB of free disk under data": "700 GiB, with what lies there",
+        "800 GiB of free disk under data": "900 GiB, with what lies there",
         "a CUDA device": "GPU 0, GPU 1",
         f"the Hugging Face hub at {constants.ENDPOINT}": "it answers",
     }
@@ -55,10 +55,10 @@ def test_no_device(paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_disk_that_is_too_small(paper: dict[str, Any]) -> None:
-    paper["requires"]["disk_gib"] = 701
+    paper["requires"]["disk_gib"] = 901
     paper["data_dir"] = "data/not/yet/there"
     assert missing(paper) == [
-        "701 GiB of free disk under data/not/yet/there: 700 GiB, with what lies there"
+        "901 GiB of free disk under data/not/yet/there: 900 GiB, with what lies there"
     ]
 
 

@@ -15,6 +15,8 @@ COUNTS = {
     "llama-13b": 13_015_864_320,
     "llama-2-7b": 6_738_415_616,
     "llama-2-13b": 13_015_864_320,
+    "minilm-l6": 22_713_986,
+    "smollm2-135m": 134_515_008,
 }
 LORA = {  # PEFT's own count: model, rank and targets, with the classification head of an encoder
     ("roberta-base", 8, ("query", "value")): 887_042,

@@ -27,6 +27,9 @@ RUN_ELSEWHERE = {
     ".venv/bin/lorasp report --config config/smoke.yaml --compare results/smoke results/smoke": (
         "test_compare.py compares folders of results"
     ),
+    ".venv/bin/lorasp plan --scale paper --gpu h100-80gb": (
+        "tests/planning/test_plan.py makes this plan"
+    ),
 }
 PARSED = ("train", "evaluate")  # the tests of the workflow run them
 

@@ -235,6 +235,25 @@ def test_wrong_arguments_are_refused(
     assert "Traceback" not in done.stdout + done.stderr
 
 
+def test_jobs_ask_for_what_the_plan_says(checkout: Path, snakemake: Snakemake) -> None:
+    """The smoke run has made its plan before its first job; of the paper there is none yet."""
+    plan = read_json(checkout / "results/smoke/plan.json", "plan")
+    (job,) = (
+        job
+        for job in plan["jobs"]
+        if (job["stage"], job["task"], job["method"], job["recipe"])
+        == ("train", "mrpc", "lora-sp", "stated")
+    )
+    assert (job["gpus"], job["micro_batch"], job["accumulation"]) == (0, 16, 1)
+    run = Cell("smoke", "roberta-tiny", "mrpc", "lora-sp", "stated", 0).folder / "train.json"
+    recipe = read_json(checkout / run, "train")["config"]["recipe"]
+    assert recipe["micro_batch_size"] == 16
+    shown = snakemake("--dry-run", "--forceall", str(run), "--config", "scale=smoke").stdout
+    assert f"gpu=0, runtime={job['runtime_minutes']}, micro_batch=16" in shown
+    paper = snakemake("--dry-run", "--config", "scale=paper", "only=rte,lora-sp,stated").stdout
+    assert "micro_batch=<TBD>" in paper
+
+
 def test_the_paper_is_planned_anywhere(snakemake: Snakemake) -> None:
     jobs = planned(snakemake, scale="paper")
     runs = len(cells(load_config(ROOT / "config/paper.yaml")))

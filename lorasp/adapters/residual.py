@@ -43,6 +43,7 @@ def quantize_residual(
     if quantization not in ("nf4", "int8"):
         raise UsageError(f"quantization is {quantization!r}; allowed: nf4, int8.")
     kept = {*get_keys_to_not_convert(model), *HEADS, *(config.modules_to_save or ())}
+    kept |= set(model._keep_in_fp32_modules or ())  # T5 takes the dtype of `wo` for its inputs
     subtract_initial_product(model, config)
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and not _is_kept(name, kept):

@@ -1,4 +1,4 @@
-"""The audit: what arithmetic and the public models' shapes say about a paper, without training.
+"""The audit: what arithmetic, the public models' shapes and simulated steps say, untrained.
 
     lorasp audit
     lorasp audit --claims lora_2021 my_paper.yaml --json
@@ -27,6 +27,7 @@ from lorasp.claims import (
     load_claims,
 )
 from lorasp.claims.printed import Outcome
+from lorasp.claims.simulated import simulated
 from lorasp.errors import WorkError
 from lorasp.results import provenance, sha256_of, write_json
 
@@ -42,6 +43,7 @@ CHECKS: dict[str, Callable[..., Outcome]] = {
     "halved": budgets.halved,
     "one_setting": budgets.one_setting,
     "states": budgets.states,
+    "simulated": simulated,
     "shapes": equations.shapes,
     "same": equations.same,
     "agree": labels.agree,
@@ -56,19 +58,19 @@ CHECKS: dict[str, Callable[..., Outcome]] = {
 Finding = dict[str, Any]
 
 
-def audit(names: list[str]) -> list[Finding]:
-    """Run every check of the named papers, in the order of their files.
+def audit(names: list[str], check: str | None = None) -> list[Finding]:
+    """Run every check of the named papers, or the one named, in the order of their files.
 
     Raises WorkError naming file and claim where a check or an argument of it is wrong.
     """
-    return [finding for name in names for finding in _audit_one(name)]
+    return [finding for name in names for finding in _audit_one(name, check)]
 
 
-def _audit_one(name: str) -> list[Finding]:
+def _audit_one(name: str, check: str | None) -> list[Finding]:
     document, path = load_claims(name), claims_file(name)
     findings = []
     for claim in document["claims"]:
-        if "check" not in claim:
+        if "check" not in claim or check not in (None, claim["check"]["name"]):
             continue
         try:
             outcome = _run(document, claim)

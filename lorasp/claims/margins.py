@@ -20,9 +20,9 @@ DECISIVE = (
 def decisive(document: Document) -> dict[str, Any]:
     """The part of a claims file that must be fixed before the results are known.
 
-    A check needs no runs, and so is not part of it.
+    A check needs no runs, and so is not part of it; that no run can judge a claim is.
     """
-    judged = [claim for claim in document["claims"] if "check" not in claim]
+    judged = [c for c in document["claims"] if "check" not in c or "unjudged" in c]
     margins = document.get("margins", {})
     return {
         "recipe": document["paper"].get("recipe"),

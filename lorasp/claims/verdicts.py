@@ -86,10 +86,10 @@ def _judge_paper(
         record = {"paper": paper, "where": claim.get("where", "")}
         record |= {key: claim[key] for key in ("id", "kind", "printed")}
         record |= {key: claim[key] for key in ("family", "independent") if key in claim}
-        if "unjudged" in claim:
-            record |= claim["unjudged"]
-        elif "check" in claim:
+        if "check" in claim:
             record |= _audited(findings.get(claim["id"]), audit)
+        elif "unjudged" in claim:
+            record |= claim["unjudged"]
         elif reason := _out_of_scale(claim, scale):
             record |= _not_run(reason)
         elif claim["kind"] == "resource":

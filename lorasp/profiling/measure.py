@@ -3,29 +3,38 @@
 lorasp profile --config config/smoke.yaml --model roberta-tiny --method lora-sp
 """
 
-import platform
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch.optim import AdamW, Optimizer
+from torch.optim import Optimizer
 
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Config, data_folder, resolve_method, resolve_model
 from lorasp.data.load import check_folder
 from lorasp.errors import UsageError
-from lorasp.models import autocast, device_of, load_model
-from lorasp.profiling.storage import LiveStorage, storage_bytes
-from lorasp.recompute import recompute_activations
+from lorasp.models import device_of, load_model
+from lorasp.profiling.device import device_name, energy, refuse_busy, synchronize
+from lorasp.profiling.simulations import simulation
+from lorasp.profiling.step import (
+    Batch,
+    adamw,
+    adapter_prefix,
+    batch_shapes,
+    counted_step,
+    ready,
+    training_step,
+)
+from lorasp.profiling.storage import PHASES, storage_bytes
 from lorasp.results import provenance, write_json
-
-PHASES = ("forward", "backward", "optimizer")
 
 
 def profile_path(config: Config, model: str, method: str) -> Path:
@@ -66,30 +75,22 @@ def resolve_profile(config: Config, model: str, method: str) -> Config:
 def profile_cell(config: Config, model: str, method: str) -> Path:
     """Run the training steps of a model and method that the configuration plans; write the profile.
 
-    The timed steps run without any counter. On CUDA the peak is torch's own
-    (`max_memory_allocated`); on a CPU one more step runs under `LiveStorage`. Both hold weights,
-    states and activations, and no memory of the process beyond tensors. Raises UsageError for a
-    profile that is not planned, WorkError where the model is not prepared.
+    The timed steps run without any counter; memory and energy are measured in steps of their own,
+    and the simulated peak of the same step is set beside. Raises UsageError for a profile that is
+    not planned, WorkError where the model is not prepared or somebody else uses the GPU.
     """
     resolved = resolve_profile(config, model, method)
     plan, folder = resolved["profile"], data_folder(config, "models", model)
-    started, clock = datetime.now(UTC), time.perf_counter()
+    started, clock, load = datetime.now(UTC), time.perf_counter(), os.getloadavg()[0]
     manifest = check_folder(folder)
     device = device_of(resolved)
+    refuse_busy(device)
+    _tell_load(load, device)
     torch.set_num_threads(resolved["runtime"]["threads"])
-    network = apply_method(load_model(resolved, folder), resolved).train()
-    recompute_activations(network, resolved)
-    optimizer = AdamW([weight for weight in network.parameters() if weight.requires_grad], lr=2e-5)
+    network = ready(apply_method(load_model(resolved, folder), resolved), resolved)
+    optimizer = adamw(network, fused=device.type == "cuda")
     batch = random_batch(network, resolved, device)
-
-    def step(after: Callable[[str], None] = lambda phase: None) -> None:
-        with autocast(resolved):
-            loss = network(**batch).loss
-        after("forward")
-        loss.backward()
-        after("backward")
-        optimizer.step()
-        after("optimizer")
+    step = partial(training_step, network, optimizer, batch, resolved)
 
     def warm() -> None:
         step()
@@ -98,11 +99,19 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     for _ in range(max(1, plan["warmup"])):  # the first step allocates the optimizer's moments
         warm()
     seconds = timed_steps(step, optimizer, plan["repeats"], device)
-    peak, counter = peak_memory(warm, network, optimizer, batch, device)
+    joules = energy(warm, device, plan["repeats"])
+    refuse_busy(device, own=1)
+    if device.type == "cuda":
+        memory = allocated(step, device)
+        optimizer.zero_grad()
+    else:
+        memory = counted(counted_step(network, optimizer, batch, resolved))
     step()
     states = state_bytes(network, optimizer)
     with tempfile.TemporaryDirectory() as scratch:
         adapter_bytes = save_adapter(network, Path(scratch))
+    simulated = simulation(resolved, folder)["peak_bytes"]
+    difference = simulated / memory["peak_memory_bytes"] - 1
     spreads = {name: spread(values) for name, values in seconds.items()}
     result = {
         "scale": config["scale"],
@@ -120,50 +129,56 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
             "name": device_name(device),
             "threads": torch.get_num_threads(),
         },
+        "load": load,
         "seconds": spreads,
         "tokens_per_second": plan["batch"] * plan["length"] / spreads["step"]["median"],
-        "peak_memory_bytes": peak,
-        "peak_memory_counter": counter,
+        **memory,
+        "simulated": {"peak_bytes": simulated, "difference": difference},
+        "energy": joules,
         "parameters": count_parameters(network),
         "states": states,
         "adapter_bytes": adapter_bytes,
     }
     path = profile_path(config, model, method)
     write_json(path, result, "profile")
-    print(
-        f"{model} {method}: {spreads['step']['median'] * 1e3:.1f} ms a step, "
-        f"peak {peak / 2**20:.1f} MiB ({counter})",
-        file=sys.stderr,
-    )
+    print(as_line(result), file=sys.stderr)
     return path
 
 
-def random_batch(
-    network: torch.nn.Module, resolved: Config, device: torch.device
-) -> dict[str, torch.Tensor]:
-    """Seeded random tokens without padding: input_ids and attention_mask (batch, length), int64.
+def as_line(profile: dict[str, Any]) -> str:
+    """The profile in a line: time, throughput, peak memory beside the simulated one, energy."""
+    step, joules = profile["seconds"]["step"], profile["energy"]["joules_per_step"]
+    return (
+        f"{profile['model']} {profile['method']}: {step['median'] * 1e3:.1f} ms a step "
+        f"(quartiles {step['q1'] * 1e3:.1f} to {step['q3'] * 1e3:.1f}), "
+        f"{profile['tokens_per_second']:,.0f} tokens/s, "
+        f"peak {profile['peak_memory_bytes'] / 2**20:.1f} MiB ({profile['peak_memory_counter']}), "
+        f"simulated {profile['simulated']['peak_bytes'] / 2**20:.1f} MiB "
+        f"({profile['simulated']['difference']:+.2%})"
+        + ("" if joules is None else f", {joules:.3g} J a step ({profile['energy']['counter']})")
+    )
 
-    Labels are (batch,) classes for an encoder, else tokens (batch, length): the inputs themselves
-    for a causal model, a second draw for a sequence-to-sequence model.
-    """
-    shape = (resolved["profile"]["batch"], resolved["profile"]["length"])
+
+def _tell_load(load: float, device: torch.device) -> None:
+    cores = os.cpu_count() or 1
+    if device.type == "cpu" and load > cores / 2:
+        print(
+            f"the load average is {load:.1f} on {cores} cores: other work may slow these steps",
+            file=sys.stderr,
+        )
+
+
+def random_batch(network: Any, resolved: Config, device: torch.device) -> Batch:
+    """Seeded random tokens and labels of `batch_shapes`, int64, without a padding token."""
     generator = torch.Generator().manual_seed(0)
-    config: Any = network.config
-
-    def draw(size: tuple[int, ...], high: int) -> torch.Tensor:
-        return torch.randint(0, high, size, generator=generator)
-
-    tokens = draw(shape, config.vocab_size)
-    pad = config.pad_token_id
+    batch = {
+        name: torch.randint(classes, shape, generator=generator)
+        for name, (shape, classes) in batch_shapes(network, resolved).items()
+    }
+    tokens, pad = batch["input_ids"], network.config.pad_token_id
     if pad is not None:
         # RoBERTa takes positions from the padding token, so a random one would be a hole
-        tokens[tokens == pad] = (pad + 1) % config.vocab_size
-    architecture = resolved["model"]["architecture"]
-    if architecture == "encoder":
-        labels = draw(shape[:1], config.num_labels)
-    else:
-        labels = tokens if architecture == "causal" else draw(shape, config.vocab_size)
-    batch = {"input_ids": tokens, "attention_mask": torch.ones(shape).long(), "labels": labels}
+        tokens[tokens == pad] = (pad + 1) % network.config.vocab_size
     return {name: tensor.to(device) for name, tensor in batch.items()}
 
 
@@ -191,28 +206,41 @@ def timed_steps(
     return seconds
 
 
-def peak_memory(
-    step: Callable[[], None],
-    network: torch.nn.Module,
-    optimizer: Optimizer,
-    batch: dict[str, torch.Tensor],
-    device: torch.device,
-) -> tuple[int, str]:
-    """Peak bytes of one warm step and the name of the counter that saw it."""
-    if device.type == "cuda":
+def counted(step: dict[str, Any]) -> dict[str, Any]:
+    """Peak bytes of the live tensor storages in a `counted_step`, by phase and kind."""
+    return {
+        "peak_memory_bytes": step["peak_bytes"],
+        "peak_memory_counter": "live tensor storages",
+        "peak_reserved_bytes": None,
+        "phases": step["phases"],
+    }
+
+
+def allocated(
+    step: Callable[[Callable[[str], None]], None], device: torch.device
+) -> dict[str, Any]:
+    """Peak bytes of one warm step on CUDA, by phase, as torch's own allocator counts them.
+
+    `max_memory_allocated` is what it has handed out to this process: every tensor, and the
+    workspaces of kernels, in blocks of 512 bytes. `max_memory_reserved` is what it holds from the
+    driver for that. The CUDA context is in neither.
+    """
+    peaks, reserved = {}, []
+
+    def after(phase: str) -> None:
+        peaks[phase] = {"peak_bytes": torch.cuda.max_memory_allocated(device)}
+        reserved.append(torch.cuda.max_memory_reserved(device))
         torch.cuda.reset_peak_memory_stats(device)
-        step()
-        return torch.cuda.max_memory_allocated(device), "torch.cuda.max_memory_allocated"
-    held = [*network.parameters(), *network.buffers(), *batch.values(), *moments(optimizer)]
-    with LiveStorage(held) as counter:
-        step()
-    return counter.peak, "live tensor storages"
 
-
-def moments(optimizer: Optimizer) -> list[torch.Tensor]:
-    """Every tensor that the optimizer keeps: AdamW's two moments and its step counts."""
-    states = optimizer.state.values()
-    return [value for state in states for value in state.values() if torch.is_tensor(value)]
+    torch.cuda.empty_cache()  # what loading the model took is no part of a step
+    torch.cuda.reset_peak_memory_stats(device)
+    step(after)
+    return {
+        "peak_memory_bytes": max(peak["peak_bytes"] for peak in peaks.values()),
+        "peak_memory_counter": "torch.cuda.max_memory_allocated",
+        "peak_reserved_bytes": max(reserved),
+        "phases": peaks,
+    }
 
 
 def state_bytes(network: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
@@ -222,7 +250,7 @@ def state_bytes(network: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any
     buffers its masks and frozen values. `other` is every further trained weight: the head, or all
     of full fine-tuning. `base` is the frozen rest.
     """
-    prefix = getattr(getattr(network, "base_model", None), "prefix", None)
+    prefix = adapter_prefix(network)
     tensors = [*network.named_parameters(), *network.named_buffers()]
     adapter = [tensor for name, tensor in tensors if prefix and prefix in name]
     other = [tensor for name, tensor in tensors if not (prefix and prefix in name)]
@@ -246,19 +274,7 @@ def state_bytes(network: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Minimum, quartiles and maximum."""
+    """Minimum, quartiles and maximum; `relative_iqr` is the quartiles' distance over the median."""
     points = np.quantile(values, [0, 0.25, 0.5, 0.75, 1])
-    return dict(zip(("min", "q1", "median", "q3", "max"), map(float, points), strict=True))
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait for the device's queue; a CPU has none."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the processor's as the provenance has it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return provenance()["machine"]["cpu"] or platform.machine()
+    summary = dict(zip(("min", "q1", "median", "q3", "max"), map(float, points), strict=True))
+    return summary | {"relative_iqr": (summary["q3"] - summary["q1"]) / summary["median"]}

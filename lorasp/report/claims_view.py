@@ -99,6 +99,7 @@ def view(config: Config, verdicts: list[Verdict]) -> list[dict[str, Any]]:
             "margin": claims[verdict["paper"], verdict["id"]].get("margin"),
             "note": claims[verdict["paper"], verdict["id"]].get("note"),
             "audited": "check" in claims[verdict["paper"], verdict["id"]],
+            "simulated": _is_simulated(claims[verdict["paper"], verdict["id"]]),
             "evidence": verdict.get("evidence", []),
             "rows": _cells(verdict.get("rows", [])),
         }
@@ -112,6 +113,10 @@ def _claims(config: Config) -> dict[tuple[str, str], dict[str, Any]]:
         for paper, document in documents(config).items()
         for claim in document["claims"]
     }
+
+
+def _is_simulated(claim: dict[str, Any]) -> bool:
+    return bool(claim.get("check", {}).get("name") == "simulated")
 
 
 def _title(claim: dict[str, Any]) -> str:
@@ -209,16 +214,18 @@ def tally(entries: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def basis(entries: list[dict[str, Any]]) -> list[str]:
-    """What decided the claims of the paper: trained runs, profiles, or the audit alone."""
+    """What decided the claims of the paper: runs, profiles, simulated steps, the audit alone."""
     kinds = {
         "trained runs": Counter[str](),
         "measured costs": Counter[str](),
+        "simulated steps": Counter[str](),
         "the audit alone": Counter[str](),
     }
     for entry in entries:
         if entry["paper"] == PAPER and ("test" in entry or entry["audited"]):
             measured = "test" in entry and entry["test"]["name"] == "less"
             kind = "the audit alone" if entry["audited"] else "trained runs"
+            kind = "simulated steps" if entry["simulated"] else kind
             kinds["measured costs" if measured else kind][entry["verdict"]] += 1
     return [
         f"{kind} {', '.join(f'{counts[name]} {name}' for name in SIGNS if counts[name]) or 'none'}"

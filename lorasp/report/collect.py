@@ -183,8 +183,10 @@ def summarise(runs: pd.DataFrame, scores: pd.DataFrame) -> pd.DataFrame:
 
 PROFILE = [
     "model", "method", "status", "batch", "length", "device", "threads", "step", "q1", "q3",
-    "forward", "backward", "optimizer", "tokens_per_second", "peak_memory", "counter", "trainable",
-    "total", "base", "adapter_states", "states", "adapter_bytes", "started",
+    "forward", "backward", "optimizer", "tokens_per_second", "joules", "energy_counter",
+    "peak_memory", "counter", "reserved", "forward_peak", "backward_peak", "optimizer_peak",
+    "simulated_peak", "difference", "trainable", "total", "base", "adapter_states", "states",
+    "adapter_bytes", "started",
 ]  # fmt: skip
 
 
@@ -215,8 +217,14 @@ def _read_profile(path: Path) -> dict[str, Any]:
         "q3": seconds["step"]["q3"],
         **{phase: seconds[phase]["median"] for phase in ("forward", "backward", "optimizer")},
         "tokens_per_second": profile["tokens_per_second"],
+        "joules": profile["energy"]["joules_per_step"],
+        "energy_counter": profile["energy"]["counter"],
         "peak_memory": profile["peak_memory_bytes"],
         "counter": profile["peak_memory_counter"],
+        "reserved": profile["peak_reserved_bytes"],
+        **{f"{phase}_peak": peak["peak_bytes"] for phase, peak in profile["phases"].items()},
+        "simulated_peak": profile["simulated"]["peak_bytes"],
+        "difference": profile["simulated"]["difference"],
         **profile["parameters"],
         "base": states["base"],
         "adapter_states": adapter,

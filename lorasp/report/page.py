@@ -19,12 +19,16 @@ from lorasp.report import claims_view
 from lorasp.report.badges import by_place
 from lorasp.report.charts import library, save
 from lorasp.report.collect import Results, anchor, collect
-from lorasp.report.costs import profile_frame
+from lorasp.report.costs import peaks_frame, profile_frame
+from lorasp.report.estimates import estimates_frame
 from lorasp.report.facts import details, duration, notice, numbers, run_groups, summary
-from lorasp.report.figures import CAPTIONS, draw_all
+from lorasp.report.figures import CAPTIONS, Figure, draw_all
 from lorasp.report.formats import latex, markdown, plain, write, write_frame
 from lorasp.report.judged import judged
 from lorasp.report.settings import open_settings, settings_frames
+from lorasp.report.simulated import section
+from lorasp.report.simulated_figures import SIMULATED_CAPTIONS, draw_simulated
+from lorasp.report.steps import simulations_frame
 from lorasp.report.tables import Table, as_frame, as_tidy, paper_tables
 from lorasp.results import provenance, write_json
 
@@ -44,7 +48,10 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     entries = claims_view.view(config, verdicts)
     papers = claims_view.papers(config, results, verdicts)
     tables = paper_tables(config, results, by_place(config, verdicts))
+    steps = simulations_frame()
+    simulated = section(steps)
     smoke = config["scale"] == "smoke"
+    charts = draw_all(config, results, tables, STAMP if smoke else "")
     facts = {
         "config": config,
         "paper": load_claims()["paper"],
@@ -60,9 +67,13 @@ def write_report(config: Config, out: Path | None = None) -> Path:
         "tables": tables,
         "references": load_claims()["references"],
         "costs": profile_frame(config, results),
+        "peaks": peaks_frame(config, results),
+        "estimates": estimates_frame(config),
         "open_settings": open_settings(config, results),
         "settings": settings_frames(config, results),
-        "figures": _figures(config, results, tables, STAMP if smoke else "", out / "figures"),
+        "figures": _figures(charts, CAPTIONS, out / "figures"),
+        "simulated": simulated,
+        "simulated_figures": _figures(draw_simulated(steps), SIMULATED_CAPTIONS, out / "figures"),
         "summary": summary(config, results),
         "groups": run_groups(results),
         "details": details(results),
@@ -71,7 +82,11 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     write_json(out / "results.json", numbers(config, results, facts["summary"]), "report")
     judgement = {"scale": config["scale"], "provenance": provenance(), "papers": papers}
     write_json(out / "verdicts.json", judgement | {"verdicts": verdicts}, "verdicts")
-    frames = {table["name"]: as_frame(table) for table in tables} | {"profile": facts["costs"]}
+    measured = {"profile": facts["costs"], "peaks": facts["peaks"]}
+    frames = {table["name"]: as_frame(table) for table in tables} | measured
+    frames |= {table["name"]: table["frame"] for table in simulated["tables"]}
+    if not facts["estimates"].empty:
+        frames["estimates"] = facts["estimates"]
     prose = {"claims": claims_view.claims_frame(entries), "audit": claims_view.audit_frame(entries)}
     _write_tables(out / "tables", results, tables, frames, prose)
     settings = {name: markdown(frame) for name, frame in facts["settings"].items()}
@@ -100,17 +115,18 @@ def environment() -> Environment:
 
 
 def _figures(
-    config: Config, results: Results, tables: list[Table], stamp: str, folder: Path
+    charts: dict[str, Figure], captions: dict[str, str], folder: Path
 ) -> list[dict[str, Any]]:
+    """Write every chart to `folder`; what the templates show of it."""
     figures = []
-    for name, chart in draw_all(config, results, tables, stamp).items():
+    for name, chart in charts.items():
         svg, specification = save(chart, folder, name)
         figures.append(
             {
                 "name": name,
                 "svg": Markup(svg),
                 "chart": Markup(specification),
-                "caption": CAPTIONS[name],
+                "caption": captions[name],
             }
         )
     return figures

@@ -38,14 +38,20 @@ def train_cell(
     cell: Cell,
     overrides: dict[str, Any] | None = None,
     folder: Path | None = None,
+    micro_batch: int | None = None,
 ) -> Path:
     """Train a cell and write `adapter/` and `train.json` into its folder; the path of the latter.
 
-    The untouched base model (`base`) takes no step. Raises UsageError for settings that cannot be
-    trained and WorkError for damaged inputs or a loss that is no longer a number.
+    The untouched base model (`base`) takes no step. `micro_batch` sequences are computed at a time:
+    by default the recipe's micro_batch_size, else the whole batch. The batch of a step stays what
+    the recipe says, so another micro-batch is the same run but for rounding. Raises UsageError for
+    settings that cannot be trained and WorkError for damaged inputs or a loss that is no longer a
+    number.
     """
     started = datetime.datetime.now(datetime.UTC)
     resolved = resolve(config, cell, overrides)
+    if micro_batch and resolved["recipe"]:
+        resolved["recipe"]["micro_batch_size"] = micro_batch
     folder = folder or cell.folder
     model_folder = data_folder(config, "models", cell.model)
     token_folder = data_folder(config, "tokens", cell.model, cell.task)
@@ -155,8 +161,9 @@ def _fit(
         trainer.train()
     except torch.OutOfMemoryError as error:
         raise WorkError(
-            f"out of GPU memory: lower the recipe's micro_batch_size, now {_micro_batch(recipe)} "
-            "(the batch stays what it is), or set the method's recompute to selective or full"
+            "out of GPU memory: give --micro-batch, or the recipe's micro_batch_size, less than "
+            f"{_micro_batch(recipe)} (the batch stays what it is), or set the method's recompute "
+            "to selective or full"
         ) from error
     finally:
         shutil.rmtree(checkpoints, ignore_errors=True)
@@ -182,7 +189,7 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
     micro = _micro_batch(recipe)
     if recipe["batch_size"] % micro:
         raise UsageError(
-            f"recipe micro_batch_size {micro} does not divide batch_size {recipe['batch_size']}"
+            f"micro_batch_size {micro} does not divide batch_size {recipe['batch_size']}"
         )
     seed = resolved["cell"]["seed"]
     return TrainingArguments(
@@ -192,7 +199,8 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
         use_cpu=runtime["device"] == "cpu",
         bf16=runtime["precision"] == "bf16",
         fp16=runtime["precision"] == "fp16",
-        optim="adamw_torch",
+        # one kernel for all weights, which needs no memory of its own
+        optim="adamw_torch_fused" if runtime["device"] == "cuda" else "adamw_torch",
         learning_rate=recipe["learning_rate"],
         weight_decay=recipe["weight_decay"],
         lr_scheduler_type=recipe["schedule"],

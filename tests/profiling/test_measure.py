@@ -2,16 +2,18 @@
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from lorasp.config import Config, load_config
+from lorasp.config import Config, data_folder, load_config
 from lorasp.data.prepare import prepare_model
 from lorasp.errors import UsageError, WorkError
-from lorasp.profiling.measure import profile_cell, resolve_profile, spread
+from lorasp.models import load_model
+from lorasp.profiling import measure
+from lorasp.profiling.measure import allocated, profile_cell, random_batch, resolve_profile, spread
 from lorasp.results import read_json
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,21 @@ def test_a_profile_adds_up(config: Config, model: str, method: str) -> None:
     assert profile["peak_memory_bytes"] >= everything  # all are live while the optimizer works
     assert profile["adapter_bytes"] >= trained
     assert profile["peak_memory_counter"] == "live tensor storages"
+    assert profile["peak_reserved_bytes"] is None
+    phases = profile["phases"]
+    assert max(phase["peak_bytes"] for phase in phases.values()) == profile["peak_memory_bytes"]
+    for phase in phases.values():
+        assert sum(phase["kinds"].values()) == phase["peak_bytes"]
+    assert phases["optimizer"]["kinds"]["gradients"] == trained_states(states, "gradients")
+    assert phases["optimizer"]["kinds"]["optimizer"] == trained_states(states, "moments")
+    simulated = profile["simulated"]
+    assert simulated["peak_bytes"] == pytest.approx(profile["peak_memory_bytes"], rel=0.02)
+    assert simulated["difference"] == simulated["peak_bytes"] / profile["peak_memory_bytes"] - 1
+
+
+def trained_states(states: dict[str, dict[str, int]], kind: str) -> int:
+    """Bytes of one kind of state, of the adapter and of what else is trained."""
+    return states["adapter"][kind] + states["other"][kind]
 
 
 def test_adapter_states_of_lora_are_the_closed_form_and_lora_sp_has_half(config: Config) -> None:
@@ -114,6 +131,94 @@ def test_a_model_that_is_not_prepared_is_named(
     assert not list(tmp_path.iterdir())
 
 
+def test_the_line_sets_simulated_beside_measured_and_names_a_busy_machine(
+    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "getloadavg", lambda: (98.7, 0.0, 0.0))
+    real = measure.simulation
+    monkeypatch.setattr(
+        measure,
+        "simulation",
+        lambda *args: {"peak_bytes": real(*args)["peak_bytes"] * 3 // 2},
+    )
+    profile = read_json(profile_cell(config, "roberta-tiny", "lora"), "profile")
+    assert profile["load"] == 98.7 and profile["simulated"]["difference"] == pytest.approx(0.5)
+    told = capsys.readouterr().err
+    assert "the load average is 98.7 on" in told
+    assert f"peak {profile['peak_memory_bytes'] / 2**20:.1f} MiB (live tensor storages)" in told
+    assert "(+50.00%)" in told
+
+
+@pytest.mark.parametrize("look", [0, 1])
+def test_a_device_that_is_or_became_busy_leaves_no_profile(
+    config: Config, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    measure.profile_path(config, "roberta-tiny", "lora-half").unlink(missing_ok=True)
+
+    def busy(device: torch.device, own: int = 0) -> None:
+        if own == look:
+            raise WorkError("busy")
+
+    monkeypatch.setattr(measure, "refuse_busy", busy)
+    with pytest.raises(WorkError, match="busy"):
+        profile_cell(config, "roberta-tiny", "lora-half")
+    assert not measure.profile_path(config, "roberta-tiny", "lora-half").exists()
+
+
+def test_on_cuda_each_phase_has_a_peak_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An allocator that is replaced: its peaks fall back to what is live when they are reset."""
+    live, peak = 0, 0
+
+    def take(count: int) -> None:
+        nonlocal live, peak
+        live += count
+        peak = max(peak, live)
+
+    def reset(device: torch.device) -> None:
+        nonlocal peak
+        peak = live
+
+    def step(after: Callable[[str], None]) -> None:
+        for phase, changes in PHASES.items():
+            for change in changes:
+                take(change)
+            after(phase)
+
+    PHASES = {"forward": [100, 50, -20], "backward": [60, -160], "optimizer": [40, -40]}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", reset)
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peak)
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 2 * peak)
+    take(1000)
+    take(5000)
+    take(-5000)  # what loading took
+    memory = allocated(step, torch.device("cuda"))
+    assert memory == {
+        "peak_memory_bytes": 1190,
+        "peak_memory_counter": "torch.cuda.max_memory_allocated",
+        "peak_reserved_bytes": 2380,
+        "phases": {
+            "forward": {"peak_bytes": 1150},
+            "backward": {"peak_bytes": 1190},
+            "optimizer": {"peak_bytes": 1070},
+        },
+    }
+
+
+@pytest.mark.parametrize("model", ["roberta-tiny", "t5-tiny", "llama-tiny"])
+def test_the_batch_is_the_same_in_every_run_and_has_no_padding(config: Config, model: str) -> None:
+    resolved = resolve_profile(config, model, "lora")
+    network = load_model(resolved, data_folder(config, "models", model))
+    batch, again = (random_batch(network, resolved, torch.device("cpu")) for _ in range(2))
+    assert set(batch) == {"input_ids", "labels"}
+    assert all(batch[name].equal(again[name]) for name in batch)
+    shape = (resolved["profile"]["batch"], resolved["profile"]["length"])
+    assert batch["input_ids"].shape == shape
+    assert batch["labels"].shape == (shape[:1] if model == "roberta-tiny" else shape)
+    assert not (batch["input_ids"] == network.config.pad_token_id).any()
+    assert batch["input_ids"].unique().numel() > network.config.vocab_size // 4
+
+
 def test_spread_is_the_five_number_summary() -> None:
     assert spread([4.0, 1.0, 3.0, 2.0, 5.0]) == {
         "min": 1.0,
@@ -121,4 +226,5 @@ def test_spread_is_the_five_number_summary() -> None:
         "median": 3.0,
         "q3": 4.0,
         "max": 5.0,
+        "relative_iqr": 2 / 3,
     }

@@ -89,24 +89,37 @@ def write_run(config: Config, cell: Cell, value: float | None, trained_only: boo
     write_json(cell.folder / "metrics.json", document, "metrics")
 
 
-def write_profile(config: Config, model: str, method: str, step: float, states: int) -> None:
-    """The profile of one model and method."""
+def write_profile(
+    config: Config, model: str, method: str, step: float, states: int, joules: float | None = None
+) -> None:
+    """The profile of one model and method, with an energy where it has one."""
     spread = {
         "min": step * 0.9,
         "q1": step * 0.95,
         "median": step,
         "q3": step * 1.05,
         "max": step * 2,
+        "relative_iqr": 0.1,
     }
     none = {"parameters": 0, "gradients": 0, "moments": 0, "buffers": 0}
     adapter = none if method == "ft" else none | {"parameters": states}
     document = {
         "scale": config["scale"], "model": model, "method": method, "batch": 8, "length": 32,
         "config": {}, "data": {}, "provenance": PROVENANCE, **TIMES, "wall_seconds": 1.0,
-        "device": {"type": "cpu", "name": "A CPU", "threads": 1}, "warmup": 1, "repeats": 3,
+        "device": {"type": "cpu", "name": "A CPU", "threads": 1},
+        "load": 0.1, "warmup": 1, "repeats": 3,
         "seconds": dict.fromkeys(("step", "forward", "backward", "optimizer"), spread),
         "tokens_per_second": 256 / step, "peak_memory_bytes": 5 * 2**20,
-        "peak_memory_counter": "live tensor storages",
+        "peak_memory_counter": "live tensor storages", "peak_reserved_bytes": None,
+        "phases": {
+            phase: {"peak_bytes": peak * 2**20, "kinds": {"weights": peak * 2**20}}
+            for phase, peak in (("forward", 4), ("backward", 5), ("optimizer", 3))
+        },
+        "simulated": {"peak_bytes": 5 * 2**20 - 2**16, "difference": -0.0125},
+        "energy": {
+            "joules_per_step": joules, "counter": joules and "a counter", "steps": joules and 3,
+            "seconds": joules and 2.0, "because": None if joules else "no counter",
+        },
         "parameters": {"trainable": states // 4, "total": 120_000},
         "states": {"base": 480_000, "adapter": adapter, "other": none | {"moments": 64}},
         "adapter_bytes": states,

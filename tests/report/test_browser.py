@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from fakes import rename, smoke, write_all, write_audit
+from planted import plant_all
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
 from lorasp.claims import load_claims
@@ -33,6 +34,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     kinds = ("inconsistent", "reproduced", "not comparable")
     write_audit(dict(zip(checks[:3], kinds, strict=True)), found=f"computed {EVIL}")
     write_all(config)
+    plant_all()
     yield write_report(config).resolve()
     os.chdir(before)
 

@@ -69,7 +69,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 def test_every_file_is_written(evil: Path) -> None:
     names = {str(file.relative_to(evil)) for file in evil.rglob("*") if file.is_file()}
-    tables = ("table1", "table2", "table3", "profile", "claims", "audit")
+    tables = ("table1", "table2", "table3", "profile", "peaks", "claims", "audit")
     figures = ("figure2", "parameters", "memory", "seeds", "profile", "loss")
     assert names == {
         "report.html",

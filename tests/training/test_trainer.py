@@ -10,10 +10,11 @@ from runs import TASKS, Recorder, Run, adapter_of, weights
 from sklearn.metrics import accuracy_score
 
 from lorasp.adapters.registry import apply_method, restore_model
-from lorasp.config import Cell, Config, resolve
+from lorasp.config import Cell, Config, decisive, resolve
 from lorasp.data.load import load_split
 from lorasp.errors import UsageError
 from lorasp.models import load_model
+from lorasp.results import read_json
 from lorasp.training import train
 
 
@@ -118,6 +119,19 @@ def test_micro_batches_of_t5_count_equally(config: Config, run: Run, recorder: R
         losses = [model(**batch).loss.item() for batch in recorder.batches]
     assert len(losses) == 4
     assert record["loss"][0]["loss"] == pytest.approx(np.mean(losses), abs=1e-5)
+
+
+def test_a_planned_micro_batch_is_the_same_run(config: Config, project: Path) -> None:
+    """As `--micro-batch`: recorded, and no reason to train or evaluate again."""
+    cell = Cell("smoke", "roberta-tiny", "mrpc", "lora-sp", "quick", 0)
+    losses = []
+    for size in (None, 4):
+        path = train.train_cell(config, cell, folder=project / str(size), micro_batch=size)
+        record = read_json(path, "train")
+        assert record["config"]["recipe"].get("micro_batch_size") == size
+        assert decisive("train", record["config"]) == decisive("train", resolve(config, cell))
+        losses.append(record["final_loss"])
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_micro_batches_must_divide_the_batch(run: Run) -> None:

@@ -10,22 +10,28 @@ from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
 from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
+from lorasp.planning import lookup
+from lorasp.planning.workload import unsized
+from lorasp.profiling import cells as steps
 from lorasp.results import fingerprint
 from lorasp.serve import use_this_python
+from snakemake.common.tbdstring import TBDString
 from snakemake.exceptions import WorkflowError
 
-if unknown := set(config) - {"scale", "only"}:
+if unknown := set(config) - {"scale", "only", "gpu"}:
     raise WorkflowError(
-        f"--config {', '.join(sorted(unknown))}: allowed are scale=NAME, for config/NAME.yaml, and "
-        "only=NAMES; anything else is set in the file"
+        f"--config {', '.join(sorted(unknown))}: allowed are scale=NAME, for config/NAME.yaml, "
+        "only=NAMES and gpu=TYPE; anything else is set in the file"
     )
 
 use_this_python()
 SCALE = str(config.get("scale", "paper"))
 CONFIG_FILE = f"config/{SCALE}.yaml"
+SIMULATED_FILE = "config/simulated.yaml"
 try:
     CONFIG = load_config(Path(CONFIG_FILE))
     CELLS = cells(CONFIG, str(config.get("only", "")))
+    SIMULATED = load_config(Path(SIMULATED_FILE))
 except UsageError as error:
     raise WorkflowError(str(error))
 
@@ -44,10 +50,28 @@ for line in forget_damaged(DATA):
     print(line, file=sys.stderr)
 
 
+# What needs neither the data nor the devices of the scale.
+ANYWHERE = {"audit", "plan", "simulate", "simulated"}
+# What asks for resources by the plan, which is therefore made before all else.
+PLANNED = {"train", "evaluate", "profile"}
+PLAN = f"{RESULTS}/plan.json"
+PLAN_GPU = f"--gpu {config['gpu']}" if "gpu" in config else ""
+PLAN_COMMAND = f"python -m lorasp plan --config {CONFIG_FILE} {PLAN_GPU} --out {PLAN} &> {RESULTS}/logs/plan.log"
+
+
 # What a machine lacks is said at once, in one sentence, and nothing is started.
 onstart:
-    if workflow.local_exec and (sentence := refusal(CONFIG, examine(CONFIG))):
-        raise WorkflowError(sentence)
+    if (
+        workflow.local_exec
+        and {job.rule.name for job in workflow.dag.needrun_jobs()} - ANYWHERE
+    ):
+        if sentence := refusal(CONFIG, examine(CONFIG)):
+            raise WorkflowError(sentence)
+    jobs = {job.rule.name for job in workflow.dag.needrun_jobs()}
+    ready = all(Path(manifest).exists() for manifest in plan_needs(None))
+    if workflow.is_main_process and jobs & PLANNED and ready:
+        if not lookup.is_current(PLAN, CONFIG, config.get("gpu")):
+            shell(f"mkdir -p {RESULTS}/logs && {PLAN_COMMAND}")
 
 
 # The report is written from what there is.
@@ -161,3 +185,29 @@ PROFILES = [
     for method in cell["methods"]
     if (cell["model"], method) in TRAINED
 ]
+
+SIMULATIONS = [
+    f"results/simulated/{model}/{method}.json" for model, method in steps.planned(SIMULATED)
+]
+
+
+def simulate_values(wildcards):
+    planned = steps.cells_of(SIMULATED, wildcards.model, wildcards.method)
+    return [planned, steps.resolve_cell(SIMULATED, wildcards.model, wildcards.method, planned[0])]
+
+
+# What the plan says of a job. It is no input of the jobs: another plan trains nothing again.
+def planned(stage, resource):
+    default = {"gpu": GPUS, "mem_mb": 16_000, "runtime": 24 * 60, "micro_batch": 0}
+
+    def of_job(wildcards):
+        if workflow.dryrun and not Path(PLAN).exists():
+            return TBDString()
+        return lookup.resources(PLAN, default, stage=stage, **dict(wildcards))[resource]
+
+    return of_job
+
+
+def plan_needs(wildcards):
+    # the sizes of these models are known to nobody before they are here
+    return [model_manifest(name) for name in unsized(CONFIG)]

@@ -16,7 +16,9 @@ rule evaluate:
         "../../envs/suite.yaml"
     threads: THREADS
     resources:
-        gpu=GPUS,
+        gpu=planned("evaluate", "gpu"),
+        mem_mb=planned("evaluate", "mem_mb"),
+        runtime=planned("evaluate", "runtime"),
     params:
         config=CONFIG_FILE,
         values=evaluate_values,

@@ -14,7 +14,9 @@ rule profile:
         "../../envs/suite.yaml"
     threads: os.cpu_count()
     resources:
-        gpu=GPUS,
+        gpu=planned("profile", "gpu"),
+        mem_mb=planned("profile", "mem_mb"),
+        runtime=planned("profile", "runtime"),
     params:
         config=CONFIG_FILE,
         values=profile_values,

@@ -6,6 +6,7 @@ rule report:
         metrics=metrics_of(CELLS),
         profiles=PROFILES,
         audit="results/audit.json",
+        simulated=SIMULATIONS,
     output:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
         text=f"{REPORT}/report.md",
@@ -32,7 +33,7 @@ rule report:
     params:
         config=CONFIG_FILE,
         values=fingerprint(CONFIG),
-        code=stage_code("report", "claims", "config"),
+        code=stage_code("report", "claims", "config", "planning"),
     shell:
         "python -m lorasp report --config {params.config} &> {log}"
 

@@ -16,11 +16,15 @@ rule train:
         "../../envs/suite.yaml"
     threads: THREADS
     resources:
-        gpu=GPUS,
+        gpu=planned("train", "gpu"),
+        mem_mb=planned("train", "mem_mb"),
+        runtime=planned("train", "runtime"),
+        micro_batch=planned("train", "micro_batch"),
     params:
         config=CONFIG_FILE,
         values=train_values,
         code=stage_code("training", "adapters", "models", "metrics", "recompute"),
     shell:
         "python -m lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
-        " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed} &> {log}"
+        " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed}"
+        " --micro-batch {resources.micro_batch} &> {log}"

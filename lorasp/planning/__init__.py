@@ -1,0 +1,1 @@
+"""What a scale will cost before it runs: memory, GPUs, hours, disk, downloads, licences."""

@@ -1,0 +1,174 @@
+"""Simulated steps: asked for one by one, kept in a cache, planned by config/simulated.yaml.
+
+lorasp simulate --config config/simulated.yaml --model llama-7b --method lora-sp --planned
+"""
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasp.config import (
+    METHODS,
+    Config,
+    data_folder,
+    known,
+    resolve_method,
+    stage_code,
+)
+from lorasp.errors import UsageError
+from lorasp.models import head_labels
+from lorasp.profiling.cells import CODE, cells_of, resolve_cell
+from lorasp.profiling.storage import KINDS, PHASES
+from lorasp.public_models import public_models
+from lorasp.results import fingerprint, provenance, read_json, sha256_of, write_json
+
+ROOT = Path("results/simulated")
+DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+GIB, TERA = 2**30, 1e12
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def simulation(resolved: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
+    """What `simulate` returns: from the cache, where the same code has simulated the same step."""
+    question = _question(resolved, folder)
+    path = ROOT / "cache" / f"{fingerprint(question)[:32]}.json"
+    if not path.exists():
+        from lorasp.profiling.simulate import simulate  # seconds of imports
+
+        write_json(path, {"question": question, "step": simulate(resolved, folder)}, "step")
+    step: dict[str, Any] = read_json(path, "step")["step"]
+    return step
+
+
+def _question(resolved: dict[str, Any], folder: Path | None) -> dict[str, Any]:
+    """All that decides a simulated step; names and labels do not."""
+    model, method = resolved["model"], resolved["method"]
+    return {
+        "model": sha256_of(folder / "config.json") if folder else model["name"],
+        "architecture": model["architecture"],
+        "targets": model["targets"],
+        "labels": head_labels(resolved),
+        "family": method["family"],
+        "settings": method.get("settings", {}),
+        "runtime": {
+            key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")
+        },
+        "shape": [resolved["profile"]["batch"], resolved["profile"]["length"]],
+        "code": _code(),
+    }
+
+
+@functools.cache
+def _code() -> dict[str, str]:
+    versions = provenance()["versions"]
+    return {"lorasp": stage_code(*CODE), **{name: versions.get(name) for name in LIBRARIES}}
+
+
+def ask(
+    model: str,
+    method: str,
+    shape: tuple[int, int],
+    dtype: str | None = None,
+    settings: dict[str, Any] | None = None,
+    config: Config | None = None,
+) -> tuple[dict[str, Any], Path | None]:
+    """What `simulation` needs for a step that no configuration plans.
+
+    Args:
+        model: of the configuration, or a public one; its adapters have the paper's targets.
+        shape: batch and length.
+        dtype: one format for everything but the adapter, which PEFT keeps in float32. By default
+            what the configuration's runtime says, without one bfloat16.
+        settings: of the method, over its own.
+
+    Raises UsageError for an unknown model or method, or a model neither public nor prepared.
+    """
+    public = {
+        name: {"architecture": entry["architecture"], "targets": entry["targets"]}
+        for name, entry in public_models().items()
+    }
+    models = public | (config["models"] if config else {})
+    methods = config["methods"] if config else yaml.safe_load(METHODS.read_text())
+    entry = {**known("model", model, models), "name": model}
+    runtime = {"device": "cuda", "precision": "fp32", "weights": DTYPES[dtype or "bfloat16"]}
+    if config and not dtype:
+        runtime = {**config["runtime"], **entry.get("runtime", {})}
+    resolved = {
+        "model": entry,
+        "method": resolve_method({"methods": methods}, method, settings),
+        "runtime": runtime,
+        "profile": dict(zip(("batch", "length"), shape, strict=True)),
+    }
+    if resolved["method"]["family"] == "base":
+        raise UsageError(f"method {method} trains nothing, so it has no training step")
+    return resolved, None if model in public else prepared(config, model)
+
+
+def prepared(config: Config | None, model: str) -> Path:
+    """The folder of a prepared model that is no public one; UsageError where it is not there."""
+    if config is None or not (data_folder(config, "models", model) / "config.json").exists():
+        raise UsageError(
+            f"model {model} is not prepared, and no public model has that name; prepare it first: "
+            f"lorasp prepare --config config/<scale>.yaml --model {model}"
+        )
+    return data_folder(config, "models", model)
+
+
+def as_text(resolved: dict[str, Any], step: dict[str, Any]) -> str:
+    """The answer for a terminal: what is held in each phase, in GiB, and what is computed."""
+    kinds = [kind for kind in KINDS if any(p["kinds"].get(kind) for p in step["phases"].values())]
+    runtime, shape = resolved["runtime"], resolved["profile"]
+    settings = " ".join(f"{k}={v}" for k, v in resolved["method"].get("settings", {}).items())
+    precision = "" if runtime["precision"] == "fp32" else f", autocast {runtime['precision']}"
+    lines = [
+        f"{resolved['model']['name']} {resolved['method']['name']}, batch {shape['batch']} x "
+        f"{shape['length']}, weights {runtime.get('weights', 'fp32')}{precision}",
+        *([settings] if settings else []),
+        "",
+        f"{'GiB':10}{'peak':>9}" + "".join(f"{kind:>13}" for kind in kinds),
+    ]
+    for phase in PHASES:
+        peak = step["phases"][phase]
+        row = "".join(f"{peak['kinds'].get(kind, 0) / GIB:13.2f}" for kind in kinds)
+        lines.append(f"{phase:10}{peak['peak_bytes'] / GIB:9.2f}{row}")
+    trained, total = step["parameters"]["trainable"], step["parameters"]["total"]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"peak {step['peak_bytes'] / GIB:.2f} GiB, of which the activations kept for the "
+            f"backward pass are {step['kept']['activations'] / GIB:.2f} GiB",
+            f"{step['flops'] / TERA:.2f} TFLOP in matrix products and attention: "
+            + ", ".join(
+                f"{n / TERA:.2f} {phase}" for phase, n in _in_order(step["flops_by_phase"])
+            ),
+            f"{trained:,} of {total:,} parameters are trained",
+        ]
+    )
+
+
+def _in_order(by_phase: dict[str, int]) -> list[tuple[str, int]]:
+    return [(phase, by_phase[phase]) for phase in PHASES if phase in by_phase]
+
+
+def simulate_cells(config: Config, model: str, method: str) -> Path:
+    """Simulate the planned steps of a model and method: results/simulated/<model>/<method>.json."""
+    cells = []
+    for cell in cells_of(config, model, method):
+        resolved = resolve_cell(config, model, method, cell)
+        runtime = resolved["runtime"]
+        formats = {"weights": runtime.get("weights", "fp32"), "precision": runtime["precision"]}
+        cells.append({**cell, **formats, **simulation(resolved)})
+    described = resolve_method(config, method)
+    path = ROOT / model / f"{method}.json"
+    content = {
+        "model": model,
+        "method": method,
+        **{key: described[key] for key in ("label", "family", "settings")},
+        "provenance": provenance(),
+        "cells": cells,
+    }
+    write_json(path, content, "simulation")
+    return path

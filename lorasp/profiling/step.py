@@ -1,0 +1,139 @@
+"""One training step, as profiles time it and count its bytes, on real tensors or on fake ones."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import AdamW, Optimizer
+
+from lorasp.models import autocast
+from lorasp.profiling.storage import PHASES, LiveStorage
+from lorasp.recompute import recompute_activations
+
+Batch = dict[str, torch.Tensor]
+
+
+def ready(network: Any, resolved: dict[str, Any]) -> Any:
+    """The adapted model as the Trainer has it: in training mode, recomputing, without a cache."""
+    network.config.use_cache = False
+    recompute_activations(network, resolved)
+    return network.train()
+
+
+def adamw(network: nn.Module, fused: bool) -> AdamW:
+    """The optimizer of `train`: on CUDA one fused kernel, which needs no memory for its work."""
+    trained = [weight for weight in network.parameters() if weight.requires_grad]
+    return AdamW(trained, lr=2e-5, fused=fused, foreach=False)
+
+
+def batch_shapes(network: Any, resolved: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:
+    """Shape and number of classes of each input, all int64, of a batch without padding.
+
+    Labels are (batch,) classes for an encoder, else tokens (batch, length).
+    """
+    shape = (resolved["profile"]["batch"], resolved["profile"]["length"])
+    tokens = (shape, network.config.vocab_size)
+    encoder = resolved["model"]["architecture"] == "encoder"
+    labels = (shape[:1], network.config.num_labels) if encoder else tokens
+    return {"input_ids": tokens, "labels": labels}
+
+
+def training_step(
+    network: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    resolved: dict[str, Any],
+    after: Callable[[str], None] = lambda phase: None,
+) -> None:
+    """Forward, backward, optimizer, as `train` does them; `after` is called after each of them."""
+    with autocast(resolved):
+        loss = network(**batch).loss
+    after("forward")
+    loss.backward()
+    del loss  # as the Trainer does; the graph goes with it, and what functions keep on their own
+    after("backward")
+    optimizer.step()
+    after("optimizer")
+
+
+def counted_step(
+    network: nn.Module, optimizer: Optimizer, batch: Batch, resolved: dict[str, Any]
+) -> dict[str, Any]:
+    """What one warm step holds and computes: `peak_bytes`, `phases`, `rest`, `kept`, FLOPs.
+
+    `rest` is what is there between two steps, `kept` what the forward pass leaves for the backward
+    pass, each by kind (`storage.KINDS`); so is the peak of every phase. Gradients must be None.
+    """
+    order = iter(PHASES[1:])
+    kept: dict[str, int] = {}
+
+    with LiveStorage(held_tensors(network, optimizer, batch)) as counter:
+        rest = dict(counter.kinds)
+        hooks = counter.gradients_of(w for w in network.parameters() if w.requires_grad)
+
+        def after(phase: str) -> None:
+            if phase == "forward":
+                kept.update(counter.kinds)
+            counter.enter(next(order, phase))
+
+        training_step(network, optimizer, batch, resolved, after)
+        for hook in hooks:
+            hook.remove()
+        optimizer.zero_grad()
+    return {
+        "peak_bytes": counter.peak,
+        "phases": {
+            phase: {"peak_bytes": sum(peak.values()), "kinds": peak}
+            for phase, peak in counter.peaks.items()
+        },
+        "rest": rest,
+        "kept": kept,
+        "flops": sum(counter.flops.values()),
+        "flops_by_phase": dict(counter.flops),
+    }
+
+
+def held_tensors(
+    network: nn.Module, optimizer: Optimizer, batch: Batch
+) -> dict[str, list[torch.Tensor]]:
+    """What is there before a warm step, by kind; the inputs count as activations.
+
+    Masks are the buffers of the adapter's layers: bits, and the values that stay frozen.
+    """
+    prefix = adapter_prefix(network)
+    buffers = list(network.named_buffers())
+    weights: list[torch.Tensor] = list(network.parameters())
+    weights += [tensor for name, tensor in buffers if not (prefix and prefix in name)]
+    return {
+        "weights": [*weights, *quantization_states(network)],
+        "masks": [tensor for name, tensor in buffers if prefix and prefix in name],
+        "optimizer": moments(optimizer),
+        "activations": list(batch.values()),
+    }
+
+
+def adapter_prefix(network: nn.Module) -> str | None:
+    """What marks a PEFT method's own tensors by name, None where there is no such method."""
+    return getattr(getattr(network, "base_model", None), "prefix", None)
+
+
+def moments(optimizer: Optimizer) -> list[torch.Tensor]:
+    """Every tensor that the optimizer keeps: AdamW's two moments and its step counts."""
+    states = optimizer.state.values()
+    return [value for state in states for value in state.values() if torch.is_tensor(value)]
+
+
+def quantization_states(network: nn.Module) -> Iterable[torch.Tensor]:
+    """The scales and tables that bitsandbytes keeps beside its packed weights."""
+    for module in network.modules():
+        # int8: the module's state
+        scales = getattr(getattr(module, "state", None), "SCB", None)
+        if isinstance(scales, torch.Tensor):
+            yield scales
+    for weight in network.parameters():
+        state = getattr(weight, "quant_state", None)
+        for part in (state, getattr(state, "state2", None)):
+            for name in ("absmax", "code", "offset"):
+                if isinstance(tensor := getattr(part, name, None), torch.Tensor):
+                    yield tensor

@@ -1,0 +1,158 @@
+"""The check `simulated` on planted steps: ratios, the worst model, what is missing, the margins."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from planted import GIB, MIB, plant, step
+
+from lorasp.claims import PAPER, load_claims
+from lorasp.claims.audit import audit, write_audit
+from lorasp.claims.margins import decisive
+from lorasp.claims.printed import Outcome
+from lorasp.claims.simulated import COMMAND, MEASURES, simulated, trained_states
+from lorasp.errors import WorkError
+from lorasp.results import fingerprint, read_json
+
+ROOT = Path(__file__).parents[2]
+TENTH: dict[str, Any] = {"margins": {"tenth": {"value": 0.1}}}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def check(**arguments: Any) -> Outcome:
+    given = {"left": "lora-sp", "right": "lora", "measure": "peak", "models": ["llama-7b"]}
+    return simulated(TENTH, {"id": "x"}, **(given | {"margin": "tenth"} | arguments))
+
+
+def test_states_are_weights_gradients_moments_and_masks() -> None:
+    cell = step(states=128 * MIB)
+    cell["rest"] = cell["rest"] | {"masks": MIB}
+    assert trained_states(cell) == (32 + 32 + 64 + 1) * MIB
+
+
+@pytest.mark.parametrize(
+    ("percent", "verdict"),
+    [(50, "reproduced"), (90, "reproduced"), (91, "not reproduced"), (100, "not reproduced")],
+)
+def test_up_to_the_bound_is_reproduced(percent: int, verdict: str) -> None:
+    plant("llama-7b", "lora", step(peak=10 * GIB))
+    plant("llama-7b", "lora-sp", step(peak=10 * GIB * percent // 100))
+    outcome = check()
+    assert outcome.verdict == verdict
+    assert outcome.rows[0]["ratio"] == pytest.approx(percent / 100)
+    assert f"{percent / 10:.4g} against 10 GiB" in outcome.evidence[0]
+
+
+def test_every_measure_reads_its_own_number() -> None:
+    plant("llama-7b", "lora")
+    halves = {"states": 64 * MIB, "activations": GIB, "backward": 35 * 10**11}
+    plant("llama-7b", "lora-sp", step(peak=12 * GIB, **halves))
+    ratios = {name: check(measure=name).rows[0]["ratio"] for name in MEASURES}
+    weights = (12 * GIB - GIB - 32 * MIB) / (15 * GIB - 2 * GIB - 64 * MIB)
+    assert ratios == pytest.approx(
+        {"peak": 0.8, "activations": 0.5, "states": 0.5, "weights": weights, "flops": 0.5,
+         "backward_flops": 0.5}
+    )  # fmt: skip
+
+
+def test_the_worst_model_decides_and_is_named() -> None:
+    for model, peak in (("llama-7b", 5), ("llama-13b", 10), ("t5-base", 7)):
+        plant(model, "lora", step(peak=10 * GIB))
+        plant(model, "lora-sp", step(peak=peak * GIB))
+    outcome = check(models=["llama-7b", "llama-13b", "t5-base"])
+    assert outcome.verdict == "not reproduced" and len(outcome.rows) == 3
+    assert "on llama-13b, the worst of 3 models; what counts is 0.90 or less" in outcome.found
+    assert "is 1.0000 of" in outcome.found
+
+
+def test_settings_and_the_shape_of_the_papers_tables_are_compared() -> None:
+    nf4 = step(peak=6 * GIB, quantize="nf4")
+    plant("llama-7b", "lora-sp", step(peak=30 * GIB, length=2048), step(), nf4)
+    plant("llama-7b", "lora", step())
+    left = {"method": "lora-sp", "quantize": "nf4"}
+    outcome = check(left=left, right="lora")
+    assert outcome.rows[0]["ratio"] == pytest.approx(6 / 15) and outcome.rows[0]["length"] == 512
+    assert "lora-sp (nf4)" in outcome.found
+    outcome = check(left=left | {"recompute": "full"})
+    assert outcome.verdict == "not run"
+    assert "lora-sp (nf4, recompute full) on llama-7b" in outcome.found
+
+
+def test_what_is_missing_is_not_run_and_says_the_command() -> None:
+    outcome = check(models=["llama-7b", "llama-13b"])
+    assert outcome.verdict == "not run"
+    assert outcome.found == f"not simulated: lora-sp on llama-7b and 3 more; run {COMMAND}"
+    plant("llama-7b", "lora")
+    plant("llama-7b", "lora-sp")
+    assert "lora-sp on llama-13b and 1 more" in check(models=["llama-7b", "llama-13b"]).found
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measure": "speed"}, "measure is 'speed'; allowed are peak, activations, states"),
+        ({"margin": "half"}, "margin is 'half'; allowed are tenth"),
+        ({"left": {"quantize": "nf4"}}, "allowed are a method, or method with quantize and rec"),
+        ({"left": {"method": "lora", "rank": "8"}}, "allowed are a method"),
+    ],
+)
+def test_a_wrong_argument_is_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(WorkError, match=message):
+        check(**arguments)
+
+
+def test_a_damaged_file_is_named(folder: Path) -> None:
+    plant("llama-7b", "lora")
+    path = folder / "results/simulated/llama-7b/lora.json"
+    path.write_text(path.read_text().replace('"flops"', '"flop"'))
+    with pytest.raises(WorkError, match=r"lora\.json is not a valid simulation file"):
+        check()
+
+
+def test_a_shipped_claim_gets_its_verdict_from_the_audit(folder: Path) -> None:
+    before = {f["id"]: f for f in audit([PAPER, "controls"])}
+    names = {claim["id"] for name in (PAPER, "controls") for claim in load_claims(name)["claims"]
+             if claim.get("check", {}).get("name") == "simulated"}  # fmt: skip
+    assert len(names) > 25 and {before[name]["verdict"] for name in names} == {"not run"}
+    for model in ("roberta-base", "roberta-large", "t5-base", "t5-large", "llama-7b", "llama-13b"):
+        for method in ("ft", "lora", "lora-sp", "lora-sp-depth"):
+            plant(model, method, step(activations=GIB if "depth" in method else 2 * GIB))
+    findings = audit([PAPER, "controls"])
+    after = {finding["id"]: finding["verdict"] for finding in findings}
+    assert after["resource.activations"] == after["simulated.memory.ft"] == "not reproduced"
+    assert after["selection.depth.activations"] == "reproduced"
+    assert after["selection.depth.compute"] == "not reproduced"
+    assert after["selection.matrix-b.activations"] == "not run"
+    write_audit(folder / "audit.json", [PAPER, "controls"], findings)
+    assert len(read_json(folder / "audit.json", "audit")["findings"]) == len(findings)
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [(PAPER, "66a2d0979b11dc453a3c66285ccd7523ae9bbf03f974ac92e5f34d7a0ab9fb8c"),
+     ("controls", "337c68749fff0900f872af17a279466cdb3e3d1d360138a8bbd935a91fb04c68")],
+)  # fmt: skip
+def test_the_margins_are_those_that_the_first_report_published(name: str, published: str) -> None:
+    assert fingerprint(decisive(load_claims(name))) == published
+    committed = subprocess.run(
+        ["git", "-C", ROOT, "show", f"018b43b:lorasp/claims/{name}.yaml"],
+        capture_output=True,
+        text=True,
+    )
+    if committed.returncode == 0:  # outside a checkout there is no history to ask
+        assert fingerprint(decisive(yaml.safe_load(committed.stdout))) == published
+
+
+def test_a_check_beside_unjudged_leaves_the_margins_as_they_were() -> None:
+    claim = {"id": "a", "kind": "resource", "unjudged": {"verdict": "not run", "because": "no"}}
+    bare: dict[str, Any] = {"paper": {}, "claims": [claim]}
+    checked = {**bare, "claims": [claim | {"check": {"name": "simulated"}}]}
+    assert decisive(bare) == decisive(checked)
+    assert decisive(bare) != decisive({**bare, "claims": []})

@@ -310,10 +310,11 @@ def _simulate(options: argparse.Namespace) -> None:
     if not options.json:
         print(simulations.as_text(resolved, step))
         return
-    counts = {f"{name}_parameters": n for name, n in step.pop("parameters").items()}
+    counts = {f"{name}_parameters": n for name, n in step["parameters"].items()}
     asked = {"model": options.model, "method": options.method, **resolved["profile"]}
     asked |= {"settings": resolved["method"]["settings"], "runtime": resolved["runtime"]}
-    print(json.dumps(asked | step | counts, indent=1))
+    found = {key: value for key, value in step.items() if key != "parameters"}
+    print(json.dumps(asked | found | counts, indent=1))
 
 
 def _report(options: argparse.Namespace) -> None:

@@ -15,6 +15,7 @@ def step(
     states: int = 128 * MIB,
     activations: int = 2 * GIB,
     backward: int = 7 * 10**12,
+    total: int = 7 * 10**9,
     **axes: Any,
 ) -> dict[str, Any]:
     """A step whose states are a quarter gradients, and half moments; it peaks going backward."""
@@ -32,7 +33,7 @@ def step(
         },
         "rest": rest, "kept": {"activations": activations}, "flops": backward * 2,
         "flops_by_phase": {"forward": backward, "backward": backward, "optimizer": 0},
-        "parameters": {"trainable": states // 16, "total": 7 * 10**9},
+        "parameters": {"trainable": states // 16, "total": total},
     } | axes  # fmt: skip
 
 

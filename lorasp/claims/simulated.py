@@ -9,10 +9,13 @@ from typing import Any
 
 from lorasp.claims import Claim, Document
 from lorasp.claims.printed import Outcome, listed
+from lorasp.config import load_config
 from lorasp.errors import WorkError
+from lorasp.profiling.cells import planned
 from lorasp.results import read_json
 
 ROOT = Path("results/simulated")
+PLAN = Path("config/simulated.yaml")
 COMMAND = "snakemake --cores all simulated"
 BASE = {"quantize": "none", "recompute": "none"}
 
@@ -49,13 +52,18 @@ MEASURES: dict[str, tuple[str, str, float, Callable[[Cell], int]]] = {
 }  # fmt: skip
 
 
-def read_simulations(root: Path = ROOT) -> list[dict[str, Any]]:
-    """Every file of simulated steps under `root`; those of one model stand together.
+def read_simulations(root: Path = ROOT, plan: Path = PLAN) -> list[dict[str, Any]]:
+    """The files under `root` that `plan` plans, or all where there is no plan; model by model.
 
-    Raises WorkError where one is damaged.
+    The first step of a file is the one of the paper's tables: it has the batch and length of the
+    model's profile, and is neither quantized nor recomputing. Raises WorkError where a file is
+    damaged, UsageError where the plan is.
     """
-    files = sorted(path for path in root.glob("*/*.json") if path.parent.name != "cache")
-    return [read_json(path, "simulation") for path in files]
+    files = {path for path in root.glob("*/*.json") if path.parent.name != "cache"}
+    if plan.exists():
+        pairs = planned(load_config(plan))
+        files &= {root / model / f"{method}.json" for model, method in pairs}
+    return [read_json(path, "simulation") for path in sorted(files)]
 
 
 def simulated(
@@ -72,7 +80,8 @@ def simulated(
 
     A side is a method, or {method, quantize, recompute}. The worst model decides. Both steps have
     the batch and length of the first step in right's file, which is that of the paper's tables.
-    Without a file or a step the verdict is 'not run', and says what to run.
+    The files are those of the methods named, planned or not. Without a file or a step the verdict
+    is 'not run', and says what to run.
     """
     if measure not in MEASURES:
         raise WorkError(f"measure is {measure!r}; allowed are {', '.join(MEASURES)}")

@@ -22,23 +22,33 @@ def device(config: Config, name: str | None = None) -> Device:
     UsageError with the known names, or where the device lacks the config's number format.
     """
     on_cpu = config["runtime"]["device"] == "cpu"
-    name = name or ("cpu" if on_cpu else _here())
-    if (name == "cpu") != on_cpu:
+    if name is not None and (name == "cpu") != on_cpu:
         raise UsageError(
             f"gpu is {name}, but runtime.device of the {config['scale']} scale is "
             f"{config['runtime']['device']}: {'leave it out' if on_cpu else f'name {_known()}'}"
         )
-    if name == "cpu":
+    if on_cpu:
         return this_cpu(config["runtime"]["threads"])
+    found = listed(name) if name else here()
+    if found is None:
+        raise UsageError(
+            "there is no GPU here, so name the one to plan for, by `--gpu TYPE` of lorasp plan or "
+            f"`--config gpu=TYPE` of snakemake; known are {_known()}"
+        )
+    precision = config["runtime"]["precision"]
+    if found["tflops"][precision] is None:
+        raise UsageError(
+            f"{found['name']} has no {precision}, which runtime.precision of the "
+            f"{config['scale']} scale asks for: set it to fp16, or plan another GPU"
+        )
+    return found
+
+
+def listed(name: str) -> Device:
+    """The device of that name in the table; UsageError with all names where there is none."""
     if name not in (table := read_yaml(FILE)):
         raise UsageError(f"gpu {name!r} is unknown; known are {_known()}")
     entry = table[name]
-    precision = config["runtime"]["precision"]
-    if entry["tflops"][precision] is None:
-        raise UsageError(
-            f"{name} has no {precision}, which runtime.precision of the {config['scale']} scale "
-            "asks for: set it to fp16, or plan another GPU"
-        )
     return {
         "name": name,
         "memory_bytes": int(entry["memory_gib"] * GIB),
@@ -52,16 +62,51 @@ def _known() -> str:
     return ", ".join(read_yaml(FILE))
 
 
-def _here() -> str:
-    """The known name of this machine's first GPU."""
+def here() -> Device | None:
+    """This machine's first GPU with the memory that it has, None where there is none."""
     import torch
 
     if not torch.cuda.is_available():
-        raise UsageError(f"there is no GPU here, so name the one to plan for: {_known()}")
-    found = torch.cuda.get_device_name(0)
-    if (name := match(found)) is None:
-        raise UsageError(f"{found}, the GPU here, is in no table; name the nearest: {_known()}")
-    return name
+        return None
+    shown = torch.cuda.get_device_name(0)
+    total = torch.cuda.get_device_properties(0).total_memory
+    if (name := match(shown)) is None:
+        return unlisted(shown, total, torch.cuda.get_device_capability(0))
+    return resized(listed(name), total)
+
+
+def resized(known: Device, total: int) -> Device:
+    """A known GPU of which one here has `total` bytes: never more than that.
+
+    A laptop's GPU and a slice (MIG) bear the name of the card: much less memory is taken as a sign
+    that they are as much slower.
+    """
+    share = total / known["memory_bytes"]
+    if share >= 0.95:
+        return known | {"memory_bytes": min(total, known["memory_bytes"])}
+    return known | {
+        "memory_bytes": total,
+        "tflops": {key: rate and round(rate * share, 1) for key, rate in known["tflops"].items()},
+        "bandwidth": int(known["bandwidth"] * share),
+        "source": f"{known['source']}, in proportion to the {total / GIB:.1f} GiB of the one here",
+    }
+
+
+def unlisted(shown: str, total: int, capability: tuple[int, int]) -> Device:
+    """A GPU that is in no table: its own name and memory, and the speed of the slowest there."""
+    entries = read_yaml(FILE).values()
+    slowest = {
+        precision: min(rate for entry in entries if (rate := entry["tflops"][precision]))
+        for precision in ("bf16", "fp16", "fp32")
+    }
+    return {
+        "name": shown,
+        "memory_bytes": total,
+        # tensor cores have bf16 since Ampere
+        "tflops": slowest | ({} if capability >= (8, 0) else {"bf16": None}),
+        "bandwidth": min(entry["bandwidth_gbs"] for entry in entries) * 10**9,
+        "source": "in no table of lorasp, so taken to be as slow as the slowest there",
+    }
 
 
 def match(found: str) -> str | None:

@@ -16,6 +16,7 @@ STORAGE = 1e9  # bytes a second, read from or written to disk
 LAUNCH = {"cpu": (0.005, 0.002), "gpu": (0.004, 0.0014)}
 FORWARD_SHARE = 1 / 3
 PADDING = 1.1  # tokens computed for each token of text, in batches of similar length
+METERED = 2.0  # seconds that a profile steps at least while it reads the meter of energy
 # What is asked of a scheduler: twice the estimate and ten minutes.
 MARGIN, LEAST_MINUTES = 2, 10
 

@@ -76,45 +76,52 @@ def jobs_of(ground: Ground, runs: list[Cell]) -> list[Job]:
     )
     rows = rows_of_task(ground.config, resolved["task"])
     if not recipe:
-        step = reference(ground, names["model"])
+        step = reference(ground, names["model"], length)
         loaded = hours.Cost(0, hours.startup(step.weights, pace))
-        weights = memory.on_device(step.weights, ground.device)
-        train = _job(ground, "train", loaded, step, weights, "the base model takes no step")
+        train = _job(ground, "train", loaded, step, step.weights, "the base model takes no step")
     else:
         answer = ground.answers[names["model"], names["method"], length]
         chosen = answer.fits[recipe["batch_size"], given(ground.config, recipe)]
         step = chosen.step
         cost = hours.training(rows, recipe, chosen, share, pace, runtime["eval_batch_size"])
         because = _because(chosen, answer, recipe, ground.device)
-        train = _job(ground, "train", cost, step, chosen.memory, because, chosen)
+        train = _job(ground, "train", cost, step, chosen.tensors, because, chosen)
         train["accumulation"] = recipe["batch_size"] // (chosen.micro * max(1, chosen.gpus))
-    cost, size = _evaluation(ground, resolved, step, rows.score, share, pace, layers)
+    cost, tensors = _evaluation(ground, resolved, step, rows.score, share, pace, layers)
     held = "the weights, a batch of runtime.eval_batch_size in two layers, and its logits"
-    score = _job(ground, "evaluate", cost, step, size, held)
+    score = _job(ground, "evaluate", cost, step, tensors, held)
     return [common | train, common | score]
 
 
 def profile_job(ground: Ground, profile: Profiled) -> Job:
-    """A measured profile: its steps at a stated batch, on one device."""
+    """A measured profile: its steps at a stated batch, on one device.
+
+    It warms up, times its repeats, reads the meter over as many steps again or `hours.METERED`
+    seconds of them, and counts memory and states in one step each.
+    """
     model, method, batch, length = profile
     answer = ground.answers[model, method, length]
     step = answer.fits[batch, batch].step
-    size = memory.on_device(step.peak, ground.device)
     layers = ground.shapes[model].layers
     runtime = {**ground.config["runtime"], **ground.config["models"][model].get("runtime", {})}
     pace = hours.pace(ground.device, runtime["precision"], ground.utilisation, layers)
-    steps = sum(ground.config["profile"][key] for key in ("warmup", "repeats")) + 1
-    flops = steps * step.flops
-    seconds = max(flops / pace.rate, steps * pace.launch) + hours.startup(step.weights, pace)
+    warmup, repeats = (ground.config["profile"][key] for key in ("warmup", "repeats"))
+    steps, each = max(1, warmup) + 2 * repeats + 2, max(step.flops / pace.rate, pace.launch)
+    busy = (steps - repeats) * each + max(repeats * each, hours.METERED)
+    cost = hours.Cost(steps * step.flops, busy + hours.startup(step.weights, pace))
     because = "a profile measures its whole batch on one device"
-    chosen = Fit(1, batch, size, size <= ground.device["memory_bytes"], step)
-    job = _job(ground, "profile", hours.Cost(flops, seconds), step, size, because, chosen)
+    fitting = memory.on_device(step.peak, ground.device) <= ground.device["memory_bytes"]
+    chosen = Fit(1, batch, int(step.peak), fitting, step)
+    job = _job(ground, "profile", cost, step, step.peak, because, chosen)
     return {"model": model, "task": None, "method": method, "recipe": None, "seeds": 1} | job
 
 
-def reference(ground: Ground, model: str) -> Step:
-    """A step of the model, with LoRA if there is one: for what all methods have in common."""
-    keys = [key for key in ground.answers if key[0] == model]
+def reference(ground: Ground, model: str, length: int | None = None) -> Step:
+    """A step of the model, with LoRA if there is one: for what all methods have in common.
+
+    With a `length` it is a step at that length, which work in proportion to tokens starts from.
+    """
+    keys = [key for key in ground.answers if key[0] == model and length in (None, key[2])]
     key = min(keys, key=lambda key: (key[1] != REFERENCE, key))
     return next(iter(ground.answers[key].fits.values())).step
 
@@ -124,20 +131,23 @@ def _job(
     stage: str,
     cost: hours.Cost,
     step: Step,
-    size: int,
+    tensors: float,
     because: str,
     chosen: Fit | None = None,
 ) -> Job:
     on_cpu = ground.device["name"] == "cpu"
     gpus = chosen.gpus if chosen else 1
+    size = memory.on_device(tensors, ground.device)
+    # the weights come through the host's memory, once for each GPU
+    host = size if on_cpu else int(gpus * (memory.PROCESS * 3 + 1.2 * step.weights))
     return {
         "stage": stage,
         "gpus": 0 if on_cpu else gpus,
         "micro_batch": chosen.micro if chosen else None,
         "accumulation": 1 if chosen else None,
+        "tensor_bytes": int(tensors),
         "memory_bytes": size,
-        # the weights come through the host's memory, once for each GPU
-        "host_memory_bytes": size if on_cpu else int(memory.PROCESS * 3 + 1.2 * step.weights),
+        "host_memory_bytes": host,
         "flops": int(cost.flops),
         "seconds": round(cost.seconds, 1),
         "runtime_minutes": hours.minutes(cost.seconds),
@@ -150,7 +160,8 @@ def _job(
 def _because(chosen: Fit, answer: Answer, recipe: dict[str, Any], device: Device) -> str:
     remedy = f"; one holds it with {answer.remedy}" if answer.remedy else ""
     if not chosen.fits:
-        return f"one sequence takes {chosen.memory / GIB:.0f} GiB, too much for 8 GPUs{remedy}"
+        size = memory.on_device(chosen.tensors, device)
+        return f"one sequence takes {size / GIB:.0f} GiB, too much for 8 GPUs{remedy}"
     if chosen.gpus > 1:
         return f"too large for one GPU, its states are shared by {chosen.gpus}{remedy}"
     if "micro_batch_size" in recipe:
@@ -168,8 +179,8 @@ def _evaluation(
     share: float,
     pace: hours.Pace,
     layers: int,
-) -> tuple[hours.Cost, int]:
-    """Cost and bytes of an evaluation: the weights, and what two layers and the logits take."""
+) -> tuple[hours.Cost, float]:
+    """Cost of an evaluation and bytes of its tensors: weights, two layers and the logits."""
     task, batch = resolved["task"], resolved["runtime"]["eval_batch_size"]
     longest = task["max_length"]
     kept = step.kept / step.batch * 2 / layers
@@ -187,5 +198,5 @@ def _evaluation(
         logits = 3 * 4 * tokens * ground.shapes[resolved["model"]["name"]].vocabulary
     else:
         cost = hours.scoring(rows, step, share, pace, batch)
-    size = memory.on_device(step.weights + batch * (kept + logits), ground.device)
-    return cost._replace(seconds=cost.seconds + hours.startup(step.weights, pace)), size
+    cost = cost._replace(seconds=cost.seconds + hours.startup(step.weights, pace))
+    return cost, step.weights + batch * (kept + logits)

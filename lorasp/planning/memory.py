@@ -135,11 +135,11 @@ def divisors(number: int) -> list[int]:
 
 
 class Fit(NamedTuple):
-    """How a batch is computed: `micro` sequences on each of `gpus`, `memory` bytes on one."""
+    """How a batch is computed: `micro` sequences on each of `gpus`, bytes of `tensors` on one."""
 
     gpus: int
     micro: int
-    memory: int
+    tensors: int
     fits: bool
     step: Step
 
@@ -166,25 +166,25 @@ def fit(steps: Steps, batch: int, device: Device, layers: int, micro: int | None
     """
     if device["name"] == "cpu" and micro is not None:
         step = steps.exact(max([micro, *steps.known]))
-        size = on_device(step.accumulated, device)
-        return Fit(1, micro, size, size <= device["memory_bytes"], step)
+        fitting = on_device(step.accumulated, device) <= device["memory_bytes"]
+        return Fit(1, micro, int(step.accumulated), fitting, step)
     for gpus in (1, 2, 4, 8):
         if batch % gpus:
             break
         share = batch // gpus
 
-        def memory(step: Step, gpus: int = gpus, share: int = share) -> int:
-            return on_device(held(step, gpus, share == step.batch, layers), device)
+        def tensors(step: Step, gpus: int = gpus, share: int = share) -> float:
+            return held(step, gpus, share == step.batch, layers)
 
-        def fits(step: Step, memory: Callable[[Step], int] = memory) -> bool:
-            return memory(step) <= device["memory_bytes"]
+        def fits(step: Step, tensors: Callable[[Step], float] = tensors) -> bool:
+            return on_device(tensors(step), device) <= device["memory_bytes"]
 
         sizes = divisors(share) if micro is None else [micro] if share % micro == 0 else []
         if sizes and (chosen := largest_fitting(steps, sizes, fits)) is not None:
             step = steps.most(chosen)
-            return Fit(gpus, chosen, memory(step), True, step)
+            return Fit(gpus, chosen, int(tensors(step)), True, step)
     step = steps.most(micro or 1)
-    return Fit(1, micro or 1, on_device(held(step, 1, False, layers), device), False, step)
+    return Fit(1, micro or 1, int(held(step, 1, False, layers)), False, step)
 
 
 class Question(NamedTuple):

@@ -17,6 +17,7 @@ from lorasp.planning.workload import (
     mean_length,
     rows_of_task,
     shape,
+    unsized,
 )
 from lorasp.results import provenance, write_json
 
@@ -31,13 +32,16 @@ def make_plan(
 ) -> Plan:
     """The jobs of a scale, or of those runs of it that `only` keeps, and what they take.
 
-    Raises UsageError for an unknown name or GPU, WorkError where a model's size cannot be known.
+    Runs of a model whose size is not known yet are left out, and the model is named in `unsized`.
+    Raises UsageError for an unknown name or GPU, WorkError where no model's size can be known.
     """
     if not 0 < utilisation <= 1:
         raise UsageError(f"utilisation is {utilisation:g}; allowed is more than 0 and at most 1")
     target = device(config, gpu)
-    runs = all_cells(config, only)
-    profiles = profiled(config, cells(config, only))
+    everything, left_out = all_cells(config, only), unsized(config, only)
+    # where nothing is known, `shape` says what to do
+    runs = [run for run in everything if run.model not in left_out] or everything
+    profiles = profiled(config, [run for run in cells(config, only) if run.model not in left_out])
     with tempfile.TemporaryDirectory() as scratch:
         names = sorted({run.model for run in runs})
         shapes = {name: shape(config, name, Path(scratch)) for name in names}
@@ -54,6 +58,7 @@ def make_plan(
     return {
         "scale": config["scale"],
         "only": only,
+        "unsized": left_out,
         "gpu": target,
         "utilisation": utilisation,
         "assumptions": assumptions(config, runs, target, utilisation),

@@ -56,6 +56,11 @@ def _answer(plan: Plan) -> str:
             f"downloads: about {_size(totals['download_bytes'])}"
             + (f", gated: {', '.join(gated)}" if gated else ", nothing gated")
         )
+    if plan["unsized"]:
+        lines.append(
+            f"NOT PLANNED: the runs of {', '.join(plan['unsized'])}, of unknown size until "
+            "prepared (lorasp prepare --model NAME)"
+        )
     lines += _problems(plan["jobs"])
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
 

@@ -68,13 +68,30 @@ def shape(config: Config, name: str, scratch: Path) -> Shape:
     return Shape(folder, *_sizes(json.loads((folder / "config.json").read_text())))
 
 
-def unsized(config: Config) -> list[str]:
-    """The models that must be prepared before a plan can be made."""
-    names = sorted({run.model for run in all_cells(config)})
+def untabled(config: Config, only: str = "") -> list[str]:
+    """The models of the runs whose size nothing but their own files can tell."""
+    names = sorted({run.model for run in all_cells(config, only)})
     kinds = {name: resolve_model(config, name)["source"]["kind"] for name in names}
     return [
         name for name in names if kinds[name] in ("hub", "pypi") and name not in public_models()
     ]
+
+
+def unsized(config: Config, only: str = "") -> list[str]:
+    """The models of unknown size: those, until they are prepared, and what starts from them."""
+    hidden = [
+        name
+        for name in untabled(config, only)
+        if not (data_folder(config, "models", name) / "config.json").is_file()
+    ]
+    names = sorted({run.model for run in all_cells(config, only)})
+    return [name for name in names if _origin(config, name) in hidden]
+
+
+def _origin(config: Config, name: str) -> str:
+    """The model that the outcome of a run comes from in the end, else the model itself."""
+    source = resolve_model(config, name)["source"]
+    return _origin(config, source["cell"]["model"]) if source["kind"] == "run" else name
 
 
 def _sizes(values: dict[str, Any]) -> tuple[int, int]:

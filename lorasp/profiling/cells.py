@@ -1,5 +1,7 @@
 """The training steps that a configuration plans to simulate, as config/simulated.yaml does."""
 
+from contextlib import suppress
+from importlib import metadata
 from itertools import product
 from typing import Any
 
@@ -9,6 +11,17 @@ from lorasp.errors import UsageError
 # the code that decides a simulated step
 STEP = [f"profiling/{name}" for name in ("simulate", "step", "storage")]
 CODE = (*STEP, "adapters", "models", "public_models", "recompute")
+
+LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that decide a simulated step as well."""
+    found = {}
+    for name in LIBRARIES:
+        with suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
 
 
 def planned(config: Config) -> list[tuple[str, str]]:

@@ -138,6 +138,7 @@ def values_unseen() -> Iterator[None]:
         from bitsandbytes import functional
 
         functional.name2qmap["dynamic"] = functional.create_dynamic_map()
+    collects = gc.isenabled()
     gc.disable()  # storages die by reference count alone, so that two runs free at the same moments
     try:
         with (
@@ -146,7 +147,8 @@ def values_unseen() -> Iterator[None]:
         ):
             yield
     finally:
-        gc.enable()
+        if collects:
+            gc.enable()
 
 
 @contextmanager

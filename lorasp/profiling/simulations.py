@@ -4,6 +4,9 @@ lorasp simulate --config config/simulated.yaml --model llama-7b --method lora-sp
 """
 
 import functools
+import math
+import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,29 +20,47 @@ from lorasp.config import (
     resolve_method,
     stage_code,
 )
-from lorasp.errors import UsageError
+from lorasp.errors import UsageError, WorkError
 from lorasp.models import head_labels
-from lorasp.profiling.cells import CODE, cells_of, resolve_cell
+from lorasp.profiling.cells import CODE, cells_of, libraries, resolve_cell
 from lorasp.profiling.storage import KINDS, PHASES
 from lorasp.public_models import public_models
 from lorasp.results import fingerprint, provenance, read_json, sha256_of, write_json
 
-ROOT = Path("results/simulated")
+CACHE = Path("results/simulated/cache")
 DTYPES = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 GIB, TERA = 2**30, 1e12
-LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")
 
 
 def simulation(resolved: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """What `simulate` returns: from the cache, where the same code has simulated the same step."""
     question = _question(resolved, folder)
-    path = ROOT / "cache" / f"{fingerprint(question)[:32]}.json"
-    if not path.exists():
-        from lorasp.profiling.simulate import simulate  # seconds of imports
+    path = CACHE / f"{fingerprint(question)[:32]}.json"
+    with suppress(WorkError):  # none there, or not one that this code has written
+        kept: dict[str, Any] = read_json(path, "step")["step"]
+        return kept
+    from lorasp.profiling.simulate import simulate  # seconds of imports
 
-        write_json(path, {"question": question, "step": simulate(resolved, folder)}, "step")
-    step: dict[str, Any] = read_json(path, "step")["step"]
+    _check_length(resolved)
+    step = simulate(resolved, folder)
+    try:
+        write_json(path, {"question": question, "step": step}, "step")
+    except WorkError as error:
+        print(f"not kept for the next time: {error}", file=sys.stderr)
     return step
+
+
+def _check_length(resolved: dict[str, Any]) -> None:
+    """Refuse what the real model would fail on: more tokens than a public model has positions."""
+    public = public_models().get(resolved["model"]["name"], {}).get("arguments", {})
+    # RoBERTa's positions begin after the padding token's
+    most = public.get("max_position_embeddings", math.inf)
+    most -= 2 if resolved["model"]["architecture"] == "encoder" else 0
+    if resolved["profile"]["length"] > most:
+        raise UsageError(
+            f"length is {resolved['profile']['length']}; {resolved['model']['name']} has positions "
+            f"for at most {most} tokens"
+        )
 
 
 def _question(resolved: dict[str, Any], folder: Path | None) -> dict[str, Any]:
@@ -56,14 +77,13 @@ def _question(resolved: dict[str, Any], folder: Path | None) -> dict[str, Any]:
             key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")
         },
         "shape": [resolved["profile"]["batch"], resolved["profile"]["length"]],
-        "code": _code(),
+        "code": {"lorasp": _code(), **libraries()},
     }
 
 
 @functools.cache
-def _code() -> dict[str, str]:
-    versions = provenance()["versions"]
-    return {"lorasp": stage_code(*CODE), **{name: versions.get(name) for name in LIBRARIES}}
+def _code() -> str:
+    return stage_code(*CODE)
 
 
 def ask(
@@ -95,6 +115,8 @@ def ask(
     runtime = {"device": "cuda", "precision": "fp32", "weights": DTYPES[dtype or "bfloat16"]}
     if config and not dtype:
         runtime = {**config["runtime"], **entry.get("runtime", {})}
+    elif config:
+        runtime["device"] = config["runtime"]["device"]
     resolved = {
         "model": entry,
         "method": resolve_method({"methods": methods}, method, settings),
@@ -154,7 +176,7 @@ def _in_order(by_phase: dict[str, int]) -> list[tuple[str, int]]:
 
 
 def simulate_cells(config: Config, model: str, method: str) -> Path:
-    """Simulate the planned steps of a model and method: results/simulated/<model>/<method>.json."""
+    """Simulate the planned steps of a model and method: results/<scale>/<model>/<method>.json."""
     cells = []
     for cell in cells_of(config, model, method):
         resolved = resolve_cell(config, model, method, cell)
@@ -162,7 +184,7 @@ def simulate_cells(config: Config, model: str, method: str) -> Path:
         formats = {"weights": runtime.get("weights", "fp32"), "precision": runtime["precision"]}
         cells.append({**cell, **formats, **simulation(resolved)})
     described = resolve_method(config, method)
-    path = ROOT / model / f"{method}.json"
+    path = Path("results", config["scale"], model, f"{method}.json")
     content = {
         "model": model,
         "method": method,

@@ -9,7 +9,7 @@ from lorasp.report.steps import mib
 
 
 def estimates_frame(config: Config) -> pd.DataFrame:
-    """A row of text for each group of finished runs, memory on GPUs alone; none without a plan."""
+    """A row of text for each group of finished runs, tensors on GPUs alone; none without a plan."""
     rows = []
     for entry in estimates(config):
         row = {
@@ -22,8 +22,8 @@ def estimates_frame(config: Config) -> pd.DataFrame:
             "Took": duration(entry["actual_seconds"]),
             "Took of planned": f"{entry['actual_seconds'] / entry['planned_seconds']:.2f}",
         }
-        if entry["planned_memory"] is not None and entry["actual_memory"] is not None:
-            row["Planned memory"] = mib(entry["planned_memory"])
-            row["Peak memory"] = mib(entry["actual_memory"])
+        if entry["planned_tensors"] is not None and entry["actual_tensors"] is not None:
+            row["Planned tensors"] = mib(entry["planned_tensors"])
+            row["Peak tensors"] = mib(entry["actual_tensors"])
         rows.append(row)
     return pd.DataFrame(rows).fillna("")

@@ -4,10 +4,10 @@ from typing import Any
 
 import pandas as pd
 
+from lorasp.claims import load_claims
 from lorasp.claims.simulated import COMMAND
-from lorasp.report.cards import RESERVE, card_answers, cards_frame
+from lorasp.report.cards import card_answers, cards_frame, rule
 from lorasp.report.steps import (
-    GIB,
     KINDS,
     MINUS,
     change,
@@ -31,10 +31,12 @@ SAVES = {
 
 
 def headlines(frame: pd.DataFrame) -> list[str]:
-    """What LoRA-SP saves of a step, in sentences: the largest model in full, then the others."""
+    """What LoRA-SP saves of a step, on each model of the paper's tables: the largest in full."""
     sentences: list[str] = []
-    base = frame[frame["base"]]
-    for model in list(dict.fromkeys(base["model"]))[::-1]:
+    printed = {claim["model"] for claim in load_claims()["claims"] if "table" in claim}
+    base = frame[frame["base"] & frame["model"].isin(printed)]
+    sizes = base.groupby("model")["total"].max()
+    for model in sizes.sort_values(ascending=False, kind="stable").index:
         sp, lora, ft = (one(base, model=model, method=name) for name in ("lora-sp", "lora", "ft"))
         if sp is None or lora is None:
             continue
@@ -172,11 +174,6 @@ def recomputation_frame(frame: pd.DataFrame) -> pd.DataFrame:
 
 def tables(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """Every table of the section: its name, title, note, columns of words, and frame."""
-    reserve = (
-        f"A card of N GB has N {TIMES} 10^9 bytes here, of which {RESERVE // GIB} GiB is kept for "
-        "the CUDA context, workspaces and what the allocator cannot use; what fits with less than "
-        "that left again is worth a try, not a promise."
-    )
     made: list[tuple[str, str, str, tuple[str, ...], pd.DataFrame]] = [
         ("savings", "What LoRA-SP saves at the peak, by source",
          "Each step at its own peak: what moves from one phase to another shows as a plus and a "
@@ -189,7 +186,7 @@ def tables(frame: pd.DataFrame) -> list[dict[str, Any]]:
         ("recomputation", "What recomputation saves, and costs",
          "In brackets: the ratio to the same method without recomputation.",
          ("Method", "Recomputation"), recomputation_frame(frame)),
-        ("cards", "Which card is enough", reserve,
+        ("cards", "Which card is enough", rule(),
          ("Weights", "Recomputation", "Method"), cards_frame(frame)),
     ]  # fmt: skip
     return [

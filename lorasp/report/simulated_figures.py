@@ -5,7 +5,7 @@ from typing import Any
 import altair as alt
 import pandas as pd
 
-from lorasp.report.cards import CARDS, RESERVE, large_steps, room
+from lorasp.report.cards import CARDS, large_steps, room
 from lorasp.report.charts import INK, MUTED, Panel, Row, data, grid, layers
 from lorasp.report.figures import Figure
 from lorasp.report.simulated import SAME, selection_rows
@@ -34,10 +34,10 @@ SIMULATED_CAPTIONS = {
     "what it is made of at that moment; the number is the whole, in GiB. Each model has its own "
     "scale.",
     "simulated-cards": "What quantized weights and recomputation do to the peak of LoRA-SP, in "
-    f"GiB. Dashed: what cards of 8, 16 and 24 GB have, less {RESERVE // GIB} GiB of reserve.",
+    "GiB. Dashed: what cards of 8, 16 and 24 GB have for tensors, by the rule below.",
     "simulated-growth": "Peak memory against the length of a sequence and against the batch, on "
-    "logarithmic scales. The first line is drawn wide, so that one on top of it leaves both to be "
-    "seen. Dashed: what cards have, less the reserve.",
+    "logarithmic scales. The dots are simulated, and the lines only join them; the first is drawn "
+    "wide, so that one on top of it leaves both to be seen. Dashed: what cards have for tensors.",
     "simulated-selections": "Trained states, kept activations, FLOPs of the backward pass and peak "
     "memory of each selection as ratios to LoRA on the same model. Blue: at least 1 % is saved; "
     "grey: less is.",

@@ -44,9 +44,9 @@ def train_cell(
 
     The untouched base model (`base`) takes no step. `micro_batch` sequences are computed at a time:
     by default the recipe's micro_batch_size, else the whole batch. The batch of a step stays what
-    the recipe says, so another micro-batch is the same run but for rounding. Raises UsageError for
-    settings that cannot be trained and WorkError for damaged inputs or a loss that is no longer a
-    number.
+    the recipe says, and so does its loss: another micro-batch is the same run but for rounding,
+    and for which entries a dropout of the model takes out. Raises UsageError for settings that
+    cannot be trained and WorkError for damaged inputs or a loss that is no longer a number.
     """
     started = datetime.datetime.now(datetime.UTC)
     resolved = resolve(config, cell, overrides)
@@ -137,7 +137,7 @@ def _fit(
     validation = _selection_rows(task, token_folder) if best else None
     checkpoints = folder / ".checkpoints"
     shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer = LengthGrouped(
+    trainer = CellTrainer(
         model=model,
         args=_arguments(resolved, checkpoints, steps, best),
         train_dataset=training,
@@ -146,9 +146,8 @@ def _fit(
         compute_metrics=_headline(task) if best and "loss" not in _selection_metric(task) else None,
         callbacks=[Selection(model), Progress()],
     )
-    # Only causal models divide the loss by the tokens of the whole batch; the Trainer takes any
-    # model whose forward has **kwargs to do so, and would add the losses of the others up.
-    trainer.model_accepts_loss_kwargs = resolved["model"]["architecture"] == "causal"
+    trainer.causal = resolved["model"]["architecture"] == "causal"
+    trainer.model_accepts_loss_kwargs = True  # the loss comes divided by the whole batch
     if trainer.args.n_gpu > 1:
         raise UsageError(
             f"{trainer.args.n_gpu} CUDA devices are visible, and one run would spread its batch "
@@ -285,11 +284,31 @@ def _best(trainer: Trainer, task: dict[str, Any]) -> dict[str, float]:
     return {"epoch": chosen["epoch"], "value": chosen[metric]}
 
 
-class LengthGrouped(Trainer):
-    """Group by the lengths that `prepare` counted; the Trainer would drop them and count anew."""
+class CellTrainer(Trainer):
+    """The Trainer, with batches by the lengths that `prepare` counted, and the loss of a whole batch.
+
+    A step's loss is the mean over the examples of its batch, or over their tokens, into however
+    many micro-batches it is cut.
+    """
+
+    causal = False  # causal models divide by the tokens of the whole batch themselves
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        # the Trainer would drop the lengths and count anew
         return super()._get_train_sampler(self.train_dataset)
+
+    def compute_loss(
+        self,
+        model: Any,
+        inputs: Any,
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        if num_items_in_batch is None or self.causal:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        outputs = model(**inputs)
+        loss = outputs.loss * (inputs["labels"] != -100).sum() / num_items_in_batch
+        return (loss, outputs) if return_outputs else loss
 
 
 class Selection(TrainerCallback):

@@ -1,6 +1,7 @@
 """The check `simulated` on planted steps: ratios, the worst model, what is missing, the margins."""
 
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,17 @@ from lorasp.claims import PAPER, load_claims
 from lorasp.claims.audit import audit, write_audit
 from lorasp.claims.margins import decisive
 from lorasp.claims.printed import Outcome
-from lorasp.claims.simulated import COMMAND, MEASURES, simulated, trained_states
+from lorasp.claims.simulated import (
+    COMMAND,
+    MEASURES,
+    PLAN,
+    read_simulations,
+    simulated,
+    trained_states,
+)
+from lorasp.config import load_config
 from lorasp.errors import WorkError
+from lorasp.profiling.cells import cells_of, planned
 from lorasp.results import fingerprint, read_json
 
 ROOT = Path(__file__).parents[2]
@@ -114,6 +124,57 @@ def test_a_damaged_file_is_named(folder: Path) -> None:
     path.write_text(path.read_text().replace('"flops"', '"flop"'))
     with pytest.raises(WorkError, match=r"lora\.json is not a valid simulation file"):
         check()
+
+
+def test_what_is_planned_is_read_and_all_where_there_is_no_plan(folder: Path) -> None:
+    plant("llama-7b", "lora")
+    plant("llama-7b", "mine")
+    plant("cache", "lora")
+    assert [file["method"] for file in read_simulations()] == ["lora", "mine"]
+    assert [file["method"] for file in read_simulations(plan=ROOT / PLAN)] == ["lora"]
+    stranger = folder / "results/simulated/llama-7b/mine.json"
+    stranger.write_text("{}")
+    assert [file["method"] for file in read_simulations(plan=ROOT / PLAN)] == ["lora"]
+    with pytest.raises(WorkError, match=r"mine\.json is not a valid simulation file"):
+        read_simulations()
+
+
+def test_the_first_planned_step_is_that_of_the_papers_tables() -> None:
+    config = load_config(ROOT / PLAN)
+    shapes = {cell["model"]: (cell["batch"], cell["length"]) for cell in config["profile"]["cells"]}
+    pairs = planned(config)
+    assert len(pairs) > 40
+    for model, method in pairs:
+        first = cells_of(config, model, method)[0]
+        assert (first["batch"], first["length"]) == shapes[model]
+        assert (first["quantize"], first["recompute"]) == ("none", "none")
+
+
+def test_every_step_that_a_shipped_claim_compares_is_planned() -> None:
+    config = load_config(ROOT / PLAN)
+    for name in (PAPER, "controls"):
+        for claim in load_claims(name)["claims"]:
+            check = claim.get("check", {})
+            if check.get("name") != "simulated":
+                continue
+            for model, given in product(check["models"], (check["left"], check["right"])):
+                side = {"method": given} if isinstance(given, str) else dict(given)
+                cells = cells_of(config, model, side.pop("method"))
+                assert {**cells[0], **side} in cells, claim["id"]
+
+
+def test_the_full_recipe_is_set_against_plain_lora_and_against_lora_with_the_same() -> None:
+    every = {"quantize": "nf4", "recompute": "selective"}
+    for model in ("llama-7b", "llama-13b"):
+        plant(model, "lora", step(), step(peak=6 * GIB, **every))
+        plant(model, "lora-sp", step(), step(peak=595 * GIB // 100, **every))
+    found = {finding["id"]: finding for finding in audit([PAPER], "simulated")}
+    assert found["simulated.recipe.lora"]["verdict"] == "reproduced"  # 5.95 against 15
+    assert found["simulated.recipe.same"]["verdict"] == "not reproduced"  # 5.95 against 6
+    told = (
+        "of lora-sp (nf4, recompute selective) is 0.9917 of that of lora (nf4, recompute selective)"
+    )
+    assert told in found["simulated.recipe.same"]["found"]
 
 
 def test_a_shipped_claim_gets_its_verdict_from_the_audit(folder: Path) -> None:

@@ -73,6 +73,12 @@ def test_beam_search_reads_the_weights_for_each_token() -> None:
     )
 
 
+def test_the_meter_of_energy_runs_as_long_as_a_profile_does() -> None:
+    from lorasp.profiling.device import SECONDS
+
+    assert hours.METERED == SECONDS
+
+
 def test_a_scheduler_is_asked_for_more() -> None:
     assert hours.minutes(3600) == 130
     assert hours.shortened(32, 128) == pytest.approx(0.275)

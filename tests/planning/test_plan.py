@@ -112,11 +112,20 @@ def test_the_text_fits_a_page_and_begins_with_the_answer(plan: dict[str, Any]) -
     assert re.fullmatch(
         r"paper on h100-80gb \(79\.1 GiB\): [\d,]+ jobs, about [\d,]+ GPU hours", lines[0]
     )
-    assert any(line.startswith("disk: ") and "MORE than the 644 GB" in line for line in lines)
     for part in ("Disk", "Downloads", "Licences that ask for something", "Assumptions"):
         assert part in lines
     rows = [line for line in lines if re.match(r" +stated +lora", line)]
     assert any("64 x 1" in row for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("stated", "end"), [(10_000, "of the 10.7 TB stated"), (1, "MORE than the 1.07 GB of requires")]
+)
+def test_the_disk_is_set_beside_what_is_stated(paper: Config, stated: int, end: str) -> None:
+    config = paper | {"requires": paper["requires"] | {"disk_gib": stated}}
+    told = as_text(make_plan(config, "rte,roberta-base", "h100-80gb"))
+    (line,) = (line for line in told.splitlines() if line.startswith("disk: "))
+    assert end in line
 
 
 def test_the_command_prints_and_writes(tmp_path: Path, shown: Any) -> None:
@@ -163,7 +172,16 @@ def test_a_scale_is_the_file_of_its_name(capsys: pytest.CaptureFixture[str]) -> 
         ("NVIDIA H100 80GB HBM3", "h100-80gb"),
         ("NVIDIA A100-SXM4-40GB", "a100-40gb"),
         ("NVIDIA A10", "a10-24gb"),
-        ("NVIDIA A10G", None),
+        ("NVIDIA A10G", "a10g-24gb"),
+        ("NVIDIA H100 NVL", "h100-nvl-94gb"),
+        ("NVIDIA H200", "h200-141gb"),
+        ("NVIDIA GH200 480GB", "gh200-96gb"),
+        ("NVIDIA B200", "b200-180gb"),
+        ("NVIDIA A40", "a40-48gb"),
+        ("NVIDIA L40", "l40-48gb"),
+        ("NVIDIA GeForce RTX 3080", "rtx-3080-10gb"),
+        ("NVIDIA RTX 6000 Ada Generation", "rtx-6000-ada-48gb"),
+        ("Quadro RTX 6000", None),
         ("Tesla V100-SXM2-32GB", "v100-32gb"),
         ("NVIDIA GeForce RTX 4090", "rtx-4090-24gb"),
         ("NVIDIA L40S", "l40s-48gb"),
@@ -172,6 +190,66 @@ def test_a_scale_is_the_file_of_its_name(capsys: pytest.CaptureFixture[str]) -> 
 )
 def test_a_gpu_is_known_by_what_torch_calls_it(shown: str, name: str | None) -> None:
     assert devices.match(shown) == name
+
+
+class Cuda:
+    """What torch says of a GPU."""
+
+    def __init__(self, shown: str, gib: float, capability: tuple[int, int] = (8, 6)) -> None:
+        self.shown, self.total_memory, self.capability = shown, int(gib * devices.GIB), capability
+
+    def is_available(self) -> bool:
+        return True
+
+    def get_device_name(self, index: int) -> str:
+        return self.shown
+
+    def get_device_properties(self, index: int) -> "Cuda":
+        return self
+
+    def get_device_capability(self, index: int) -> tuple[int, int]:
+        return self.capability
+
+
+def test_a_gpu_in_no_table_has_its_own_memory_and_a_low_speed(
+    paper: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda", Cuda("NVIDIA New", 40))
+    found = devices.device(paper)
+    assert (found["name"], found["memory_bytes"]) == ("NVIDIA New", 40 * 2**30)
+    table = read_yaml(devices.FILE).values()
+    assert found["tflops"]["fp32"] == min(entry["tflops"]["fp32"] for entry in table)
+    made = make_plan(paper, "rte,roberta-base")
+    assert "of NVIDIA New (in no table of lorasp, so taken to be as slow" in made["assumptions"][0]
+    monkeypatch.setattr("torch.cuda", Cuda("NVIDIA Old", 40, (7, 5)))
+    with pytest.raises(UsageError, match="NVIDIA Old has no bf16"):
+        devices.device(paper)
+
+
+@pytest.mark.parametrize(
+    ("shown", "gib", "name", "memory", "slower"),
+    [
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", 15.7, "rtx-4090-24gb", 15.7, 15.7 / 23.5),
+        ("NVIDIA GeForce RTX 4060 Ti", 7.6, "rtx-4060-ti-16gb", 7.6, 7.6 / 15.5),
+        ("NVIDIA A100-SXM4-80GB MIG 1g.10gb", 9.5, "a100-80gb", 9.5, 9.5 / 79.1),
+        ("NVIDIA A100-SXM4-80GB", 79.3, "a100-80gb", 79.1, 1),
+        ("NVIDIA A100-SXM4-80GB", 78.5, "a100-80gb", 78.5, 1),
+    ],
+)
+def test_the_gpu_here_has_no_more_than_its_own_memory(
+    monkeypatch: pytest.MonkeyPatch, shown: str, gib: float, name: str, memory: float, slower: float
+) -> None:
+    monkeypatch.setattr("torch.cuda", Cuda(shown, gib))
+    found, table = devices.here(), devices.listed(name)
+    assert found is not None and found["name"] == name
+    assert found["memory_bytes"] == int(memory * devices.GIB)
+    for key in ("bf16", "fp32"):
+        assert found["tflops"][key] == pytest.approx(table["tflops"][key] * slower, abs=0.06)
+
+
+def test_without_a_gpu_one_must_be_named(paper: Config) -> None:
+    with pytest.raises(UsageError, match=r"no GPU here.*--gpu TYPE.*--config gpu=TYPE.*h100-80gb"):
+        devices.device(paper)
 
 
 def test_the_table_of_devices_is_whole() -> None:
@@ -191,6 +269,73 @@ def test_a_model_of_unknown_size_must_be_prepared(paper: Config, tmp_path: Path)
     config = paper | {"models": {"mine": paper["models"]["roberta-base"]}}
     with pytest.raises(WorkError, match=r"lorasp prepare --config config/paper\.yaml --model mine"):
         workload.shape(config, "mine", tmp_path)
+
+
+def own_hub_model(paper: Config) -> Config:
+    """The paper, and one task with a model from the hub that nobody knows."""
+    group = {"tasks": ["rte"], "methods": ["lora"], "recipes": ["stated"], "seeds": [0]}
+    models = paper["models"] | {"mine": paper["models"]["roberta-base"]}
+    more = [*paper["experiments"], group | {"models": ["mine"]}]
+    return paper | {"models": models, "experiments": more}
+
+
+def test_what_is_known_is_planned(paper: Config, tmp_path: Path) -> None:
+    config = own_hub_model(paper)
+    made = make_plan(config, "rte", "h100-80gb")
+    assert made["unsized"] == ["mine"]
+    assert {job["model"] for job in made["jobs"]} == {"roberta-base", "roberta-large"}
+    assert "NOT PLANNED: the runs of mine, of unknown size" in as_text(made)
+    with pytest.raises(WorkError, match="the size of mine is in none of our tables"):
+        make_plan(config, "mine", "h100-80gb")
+    assert workload.untabled(config, "roberta-base") == []
+    folder = tmp_path / workload.data_folder(config, "models", "mine")
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert workload.unsized(config) == [] and workload.untabled(config) == ["mine"]
+
+
+def test_the_base_model_costs_what_its_task_takes(paper: Config) -> None:
+    """The same task at twice the length: the base model has the FLOPs that it had, for its text is
+    the same, whatever else is planned for the model."""
+    longer = paper["tasks"]["rte"] | {"max_length": 2 * paper["tasks"]["mrpc"]["max_length"]}
+    both = paper | {"tasks": paper["tasks"] | {"rte": longer}}
+    alone, beside = (
+        of(make_plan(both, names, "h100-80gb"), stage="evaluate", method="base", task="rte")[0]
+        for names in ("rte,roberta-base", "rte,mrpc,roberta-base")
+    )
+    assert beside["flops"] == alone["flops"]
+    (shorter,) = of(
+        make_plan(paper, "rte,roberta-base", "h100-80gb"), stage="evaluate", method="base"
+    )
+    assert alone["flops"] == pytest.approx(shorter["flops"], rel=1e-6)
+
+
+def test_a_profile_takes_all_its_steps(paper: Config) -> None:
+    """3 to warm up, 20 timed, 2 s of them or 20 more for the meter, 2 for memory and states."""
+    config = paper | {"profile": paper["profile"] | {"warmup": 3, "repeats": 20}}
+    (job,) = of(make_plan(config, "rte,roberta-base,lora", "h100-80gb"), stage="profile")
+    (cell,) = (cell for cell in paper["profile"]["cells"] if cell["model"] == "roberta-base")
+    step = 6 * 0.125e9 * cell["length"] * cell["batch"]
+    assert job["flops"] == pytest.approx(45 * step)
+    each = max(step / (0.35 * 989e12), 0.004 + 12 * 0.0014)
+    start = 30 + 4 * 0.125  # to read the weights
+    assert job["seconds"] == pytest.approx(25 * each + max(20 * each, 2.0) + start, abs=0.06)
+    never = paper | {"profile": paper["profile"] | {"warmup": 0, "repeats": 20}}
+    (job,) = of(make_plan(never, "rte,roberta-base,lora", "h100-80gb"), stage="profile")
+    assert job["flops"] == pytest.approx(43 * step)
+
+
+def test_memory_is_the_tensors_and_what_lies_beside(plan: dict[str, Any]) -> None:
+    for job in plan["jobs"]:
+        beside = job["tensor_bytes"] * 1.06 + 0.6 * 2**30
+        assert job["memory_bytes"] == pytest.approx(beside, abs=2)
+
+
+def test_each_gpu_has_a_process_on_the_host(plan: dict[str, Any]) -> None:
+    (job,) = of(plan, model="llama-13b", method="ft", recipe="stated", stage="train")
+    weights = 4 * 13.0e9  # as the cheap simulation has them
+    assert job["gpus"] == 4
+    assert job["host_memory_bytes"] == pytest.approx(4 * (6 * 2**30 + 1.2 * weights))
 
 
 def test_a_micro_batch_of_the_recipe_wins_and_must_divide(paper: Config) -> None:

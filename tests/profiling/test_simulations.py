@@ -127,9 +127,37 @@ def test_the_cache_answers_only_for_the_same_step(
     for change in (["--set", "density=0.25"], ["--dtype", "float32"], ["--recompute", "full"]):
         small(capsys, *change)
     assert len(runs) == 3
-    monkeypatch.setattr(simulations, "_code", lambda: {"lorasp": "another"})
+    monkeypatch.setattr(simulations, "_code", lambda: "another")
     small(capsys)
     assert len(runs) == 4
+    monkeypatch.setattr(simulations, "libraries", lambda: {"torch": "another"})
+    small(capsys)
+    assert len(runs) == 5
+
+
+def test_a_cache_that_cannot_be_used_is_none(
+    place: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = small(capsys)
+    (kept,) = Path("results/simulated/cache").glob("*.json")
+    kept.write_text("{half")
+    assert small(capsys) == first
+    assert read_json(kept, "step")["step"]["peak_bytes"] == first["peak_bytes"]
+    elsewhere = place / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "results").write_text("a file where a folder would be")
+    monkeypatch.chdir(elsewhere)
+    assert main(["simulate", "--model", "t5-small", "--method", "lora", "--length", "8"]) == 0
+    shown = capsys.readouterr()
+    assert "parameters are trained" in shown.out and "not kept for the next time" in shown.err
+
+
+def test_the_configuration_says_the_device_and_dtype_the_formats(place: Path) -> None:
+    config = load_config(ROOT / "config" / "smoke.yaml")
+    resolved, _ = simulations.ask("t5-small", "lora", (1, 8), "float16", config=config)
+    assert resolved["runtime"] == {"device": "cpu", "precision": "fp32", "weights": "fp16"}
+    resolved, _ = simulations.ask("t5-small", "lora", (1, 8), config=config)
+    assert resolved["runtime"]["precision"] == "fp32" and "weights" not in resolved["runtime"]
 
 
 def test_planned_steps_are_written_to_one_file(place: Path, capsys: Any) -> None:
@@ -143,8 +171,8 @@ def test_planned_steps_are_written_to_one_file(place: Path, capsys: Any) -> None
     )
     command = ["simulate", "--config", str(written), "--planned", "--model", "t5-small"]
     assert main([*command, "--method", "lora"]) == 0
-    assert capsys.readouterr().out == "results/simulated/t5-small/lora.json\n"
-    result = read_json(Path("results/simulated/t5-small/lora.json"), "simulation")
+    assert capsys.readouterr().out == "results/tiny/t5-small/lora.json\n"
+    result = read_json(Path("results/tiny/t5-small/lora.json"), "simulation")
     assert [cell["length"] for cell in result["cells"]] == [8, 16]
     assert result["label"] == "LoRA" and result["settings"]["rank"] == 16
     one, two = (cell["kept"]["activations"] for cell in result["cells"])
@@ -173,6 +201,11 @@ def test_the_command_answers_for_a_person(place: Path, capsys: Any) -> None:
         (["--set", "rnak=8"], "settings has no rnak"),
         (["--batch", "0"], "--batch and --length must be at least 1"),
         (["--planned"], "--planned needs --config"),
+        (
+            ["--model", "roberta-base", "--length", "513"],
+            "roberta-base has positions for at most 512",
+        ),
+        (["--model", "llama-7b", "--length", "2049"], "llama-7b has positions for at most 2048"),
     ],
 )
 def test_wrong_arguments_are_told_in_one_line(

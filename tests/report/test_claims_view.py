@@ -193,7 +193,10 @@ def test_an_audit_of_another_claims_file_is_not_used(
     monkeypatch.chdir(tmp_path)
     assert audited() is None
     write_audit({"sum.llama-7b.lora": "inconsistent"})
-    assert [finding["id"] for finding in audited() or []] == ["sum.llama-7b.lora"]
+    *anew, kept = audited() or []
+    assert kept["id"] == "sum.llama-7b.lora"
+    # found when they are asked for: nothing is simulated here
+    assert anew and {finding["verdict"] for finding in anew} == {"not run"}
     text = AUDIT.read_text()
     digest = json.loads(text)["papers"]["lora_sp_2024"]
     AUDIT.write_text(text.replace(digest, "0" * 64))

@@ -94,7 +94,7 @@ def run(config: Config, project: Path) -> Run:
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     kept = Recorder()
 
-    class Recording(train.LengthGrouped):
+    class Recording(train.CellTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(kept)
@@ -103,5 +103,5 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
             kept.batches.append({name: value.clone() for name, value in inputs.items()})
             return super().training_step(model, inputs, *args, **kwargs)
 
-    monkeypatch.setattr(train, "LengthGrouped", Recording)
+    monkeypatch.setattr(train, "CellTrainer", Recording)
     return kept

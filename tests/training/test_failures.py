@@ -60,12 +60,12 @@ def test_divergence_after_the_last_logged_step_is_noticed(
 ) -> None:
     """Of 101 steps every second is logged, and the last is not."""
 
-    class Late(train.LengthGrouped):
+    class Late(train.CellTrainer):
         def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
             loss = super().training_step(*args, **kwargs)
             return loss * math.nan if self.state.global_step == 100 else loss
 
-    monkeypatch.setattr(train, "LengthGrouped", Late)
+    monkeypatch.setattr(train, "CellTrainer", Late)
     with pytest.raises(WorkError, match="the loss became nan at step 101"):
         run("lora", batch_size=1, max_steps=101)
     assert left(project) == []

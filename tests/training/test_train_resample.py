@@ -41,12 +41,12 @@ def matrices(model: torch.nn.Module) -> dict[str, ResampledWeight]:
 def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
     watching = Watch()
 
-    class Watched(train.LengthGrouped):
+    class Watched(train.CellTrainer):
         def __init__(self, *args: Any, **kwargs: Any) -> None:
             super().__init__(*args, **kwargs)
             self.add_callback(watching)
 
-    monkeypatch.setattr(train, "LengthGrouped", Watched)
+    monkeypatch.setattr(train, "CellTrainer", Watched)
     return watching
 
 

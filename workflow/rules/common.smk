@@ -11,7 +11,7 @@ from lorasp.data.folders import forget_damaged
 from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
 from lorasp.planning import lookup
-from lorasp.planning.workload import unsized
+from lorasp.planning.workload import untabled
 from lorasp.profiling import cells as steps
 from lorasp.results import fingerprint
 from lorasp.serve import use_this_python
@@ -52,26 +52,23 @@ for line in forget_damaged(DATA):
 
 # What needs neither the data nor the devices of the scale.
 ANYWHERE = {"audit", "plan", "simulate", "simulated"}
-# What asks for resources by the plan, which is therefore made before all else.
-PLANNED = {"train", "evaluate", "profile"}
 PLAN = f"{RESULTS}/plan.json"
 PLAN_GPU = f"--gpu {config['gpu']}" if "gpu" in config else ""
-PLAN_COMMAND = f"python -m lorasp plan --config {CONFIG_FILE} {PLAN_GPU} --out {PLAN} &> {RESULTS}/logs/plan.log"
 
 
-# What a machine lacks is said at once, in one sentence, and nothing is started.
+# What a machine lacks, and jobs that no GPU of it holds, are said at once, in one sentence, and nothing
+# is started. The plan that jobs ask for resources by is therefore made before all else.
 onstart:
-    if (
-        workflow.local_exec
-        and {job.rule.name for job in workflow.dag.needrun_jobs()} - ANYWHERE
-    ):
-        if sentence := refusal(CONFIG, examine(CONFIG)):
-            raise WorkflowError(sentence)
-    jobs = {job.rule.name for job in workflow.dag.needrun_jobs()}
-    ready = all(Path(manifest).exists() for manifest in plan_needs(None))
-    if workflow.is_main_process and jobs & PLANNED and ready:
-        if not lookup.is_current(PLAN, CONFIG, config.get("gpu")):
-            shell(f"mkdir -p {RESULTS}/logs && {PLAN_COMMAND}")
+    needed = [
+        {"stage": job.rule.name, **dict(job.wildcards)} for job in workflow.dag.needrun_jobs()
+    ]
+    sentence = None
+    if workflow.local_exec and {job["stage"] for job in needed} - ANYWHERE:
+        sentence = refusal(CONFIG, examine(CONFIG))
+    if workflow.is_main_process and not sentence:
+        sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed)
+    if sentence:
+        raise WorkflowError(sentence)
 
 
 # The report is written from what there is.
@@ -210,4 +207,5 @@ def planned(stage, resource):
 
 def plan_needs(wildcards):
     # the sizes of these models are known to nobody before they are here
-    return [model_manifest(name) for name in unsized(CONFIG)]
+    only = str(config.get("only", ""))
+    return [model_manifest(name) for name in untabled(CONFIG, only)]

@@ -13,7 +13,8 @@ rule simulate:
     params:
         config=SIMULATED_FILE,
         values=simulate_values,
-        code=stage_code(*steps.CODE),
+        code=stage_code(*steps.CODE, "profiling/simulations", "profiling/cells"),
+        libraries=steps.libraries(),
     shell:
         "python -m lorasp simulate --config {params.config} --model {wildcards.model}"
         " --method {wildcards.method} --planned &> {log}"

@@ -285,7 +285,7 @@ def _best(trainer: Trainer, task: dict[str, Any]) -> dict[str, float]:
 
 
 class CellTrainer(Trainer):
-    """The Trainer, with batches by the lengths that `prepare` counted, and the loss of a whole batch.
+    """The Trainer, with batches by the lengths that `prepare` counted, and a whole batch's loss.
 
     A step's loss is the mean over the examples of its batch, or over their tokens, into however
     many micro-batches it is cut.

@@ -163,11 +163,17 @@ def _parser() -> argparse.ArgumentParser:
     simulate.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "float16"),
-        help="everything in this format (default: the runtime of --config, else bfloat16)",
+        help="everything in this format (default: the runtime of --config, else the paper scale's)",
     )
     simulate.add_argument("--quantize", help="none, nf4 or int8: the frozen base weights")
     simulate.add_argument("--recompute", help="none, full or selective: the activations")
-    simulate.add_argument("--set", action="append", default=[], metavar="KEY=VALUE")
+    simulate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="a setting of the method, such as rank=8; give --set again for another",
+    )
     simulate.add_argument("--json", action="store_true")
     simulate.add_argument(
         "--planned",

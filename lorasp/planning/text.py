@@ -35,6 +35,7 @@ def _answer(plan: Plan) -> str:
     lines = [
         f"{plan['scale']} on {gpu['name']} ({gpu['memory_bytes'] / GIB:.1f} GiB){only}: "
         f"{totals['jobs']:,} jobs, about {_hours(totals['hours'] * 3600)} {hours}",
+        *_cannot_start(plan["jobs"], hours),
         f"longest job: {_name(longest)}, {_duration(longest['seconds'])}"
         + (f" on {longest['gpus']} GPUs" if longest["gpus"] > 1 else ""),
     ]
@@ -65,6 +66,14 @@ def _answer(plan: Plan) -> str:
     return "\n".join(wrapped for line in lines for wrapped in _wrap(line))
 
 
+def _cannot_start(jobs: list[Job], hours: str) -> list[str]:
+    """How much of the sum is for jobs that need several GPUs or fit none."""
+    large = [job for job in jobs if not job["fits"] or job["gpus"] > 1]
+    count = sum(job["seeds"] for job in large)
+    seconds = sum(job["seeds"] * job["seconds"] * max(1, job["gpus"]) for job in large)
+    return [f"of these {count:,} jobs, {_hours(seconds)} {hours}, cannot run yet"] if large else []
+
+
 def _problems(jobs: list[Job]) -> list[str]:
     """What does not fit one GPU, and what would make it fit, jobs with the same reason together."""
     reasons: dict[tuple[str, str, str, bool], int] = defaultdict(int)
@@ -90,7 +99,8 @@ def _table(jobs: list[Job]) -> str:
         shape = (job["gpus"], job["micro_batch"] or 0, job["accumulation"] or 0, job["fits"])
         key = (job["model"], STAGES.index(job["stage"]), job["recipe"] or "", *shape)
         groups[key].append(job)
-    lines = [_row("recipe", "methods and tasks", "jobs", "GPUs", "micro-batch", "GiB", "hours")]
+    hours = "GPU h" if any(job["gpus"] for job in jobs) else "hours"
+    lines = [_row("recipe", "methods and tasks", "jobs", "GPUs", "micro-batch", "GiB", hours)]
     heading = None
     for key in sorted(groups):
         if heading != key[:2]:

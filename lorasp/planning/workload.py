@@ -140,7 +140,8 @@ def rows_of(config: Config, name: str) -> dict[str, int]:
         return counts
     found = dict(_fact(entry).get("rows", {}))
     for split, most in entry.get("rows", {}).items():
-        most *= SUBJECTS if entry.get("layout") == "mmlu" else 1
+        # the limit is for each subject; questions of another source have none or few
+        most *= SUBJECTS if found and entry.get("layout") == "mmlu" else 1
         found[split] = min(found.get(split, most), most)
     return found
 

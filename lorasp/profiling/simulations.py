@@ -100,23 +100,25 @@ def ask(
         model: of the configuration, or a public one; its adapters have the paper's targets.
         shape: batch and length.
         dtype: one format for everything but the adapter, which PEFT keeps in float32. By default
-            what the configuration's runtime says, without one bfloat16.
+            what the configuration's runtime says; without one that of the paper's scale, bfloat16
+            by autocast on CUDA.
         settings: of the method, over its own.
 
     Raises UsageError for an unknown model or method, or a model neither public nor prepared.
     """
     public = {
-        name: {"architecture": entry["architecture"], "targets": entry["targets"]}
+        name: {key: entry[key] for key in ("architecture", "targets", "weights") if key in entry}
         for name, entry in public_models().items()
     }
     models = public | (config["models"] if config else {})
     methods = config["methods"] if config else yaml.safe_load(METHODS.read_text())
     entry = {**known("model", model, models), "name": model}
-    runtime = {"device": "cuda", "precision": "fp32", "weights": DTYPES[dtype or "bfloat16"]}
+    runtime = {"device": "cuda", "precision": "bf16", "weights": entry.pop("weights", "fp32")}
     if config and not dtype:
         runtime = {**config["runtime"], **entry.get("runtime", {})}
-    elif config:
-        runtime["device"] = config["runtime"]["device"]
+    elif dtype:
+        runtime |= {"precision": "fp32", "weights": DTYPES[dtype]}
+        runtime["device"] = config["runtime"]["device"] if config else "cuda"
     resolved = {
         "model": entry,
         "method": resolve_method({"methods": methods}, method, settings),
@@ -143,7 +145,8 @@ def as_text(resolved: dict[str, Any], step: dict[str, Any]) -> str:
     kinds = [kind for kind in KINDS if any(p["kinds"].get(kind) for p in step["phases"].values())]
     runtime, shape = resolved["runtime"], resolved["profile"]
     settings = " ".join(f"{k}={v}" for k, v in resolved["method"].get("settings", {}).items())
-    precision = "" if runtime["precision"] == "fp32" else f", autocast {runtime['precision']}"
+    plain = runtime["precision"] == "fp32"
+    precision = ", no autocast" if plain else f", autocast {runtime['precision']}"
     lines = [
         f"{resolved['model']['name']} {resolved['method']['name']}, batch {shape['batch']} x "
         f"{shape['length']}, weights {runtime.get('weights', 'fp32')}{precision}",

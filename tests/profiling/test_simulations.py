@@ -182,7 +182,7 @@ def test_planned_steps_are_written_to_one_file(place: Path, capsys: Any) -> None
 def test_the_command_answers_for_a_person(place: Path, capsys: Any) -> None:
     assert main(["simulate", "--model", "t5-small", "--method", "lora", "--length", "16"]) == 0
     shown = capsys.readouterr().out
-    assert "t5-small lora, batch 1 x 16, weights bf16" in shown
+    assert "t5-small lora, batch 1 x 16, weights fp32, autocast bf16" in shown
     order = [
         line.split()[0] for line in shown.splitlines() if line.startswith(("for", "back", "opt"))
     ]

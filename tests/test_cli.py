@@ -183,10 +183,11 @@ def test_settings_reach_the_run(monkeypatch: pytest.MonkeyPatch, place: Path) ->
 
     calls: list[tuple] = []
     monkeypatch.setattr(train, "train_cell", lambda *given: calls.append(given[1:]))
-    assert main(line(more=("--set", "rank=2", "--out", "here"))) == 0
-    ((cell, settings, out),) = calls
+    more = ("--set", "rank=2", "--out", "here", "--micro-batch", "8")
+    assert main(line(more=more)) == 0
+    ((cell, settings, out, micro_batch),) = calls
     assert {**vars(cell)} == {"scale": "smoke", **RUN}
-    assert settings == {"rank": 2} and out == Path("here")
+    assert settings == {"rank": 2} and out == Path("here") and micro_batch == 8
 
 
 def test_methods_as_json(capsys: pytest.CaptureFixture[str]) -> None:

@@ -50,10 +50,10 @@ def _smoke(cores: int) -> dict[str, Any]:
         if done.returncode:
             raise WorkError(f"the smoke run failed: {done.stderr[-2000:]}")
         by_rule: dict[str, float] = defaultdict(float)
-        logs = list(folder.glob("results/smoke/**/*.tsv"))
+        logs = list(folder.glob("results/**/*.tsv"))
         for log in logs:
             rule = log.stem if log.stem in ("train", "evaluate") else log.parts[-3]
-            rule = {"smoke": "prepare and report"}.get(rule, rule)
+            rule = {"smoke": "prepare and report", "simulated": "simulate"}.get(rule, rule)
             with log.open() as file:
                 by_rule[rule] += sum(
                     float(row["s"]) for row in csv.DictReader(file, delimiter="\t")

@@ -118,6 +118,28 @@ def test_the_text_fits_a_page_and_begins_with_the_answer(plan: dict[str, Any]) -
     assert any("64 x 1" in row for row in rows)
 
 
+def test_jobs_that_cannot_start_are_told_apart(plan: dict[str, Any], paper: Config) -> None:
+    large = [job for job in plan["jobs"] if job["gpus"] > 1 or not job["fits"]]
+    count = sum(job["seeds"] for job in large)
+    (line,) = (line for line in as_text(plan).splitlines() if line.endswith("cannot run yet"))
+    assert 0 < count < plan["totals"]["jobs"] and line.startswith(f"of these {count:,} jobs, ")
+    assert "cannot run yet" not in as_text(make_plan(paper, "rte,roberta-base", "h100-80gb"))
+
+
+def test_the_limit_of_rows_is_for_each_subject_of_mmlu_alone(paper: Config) -> None:
+    limited = {"layout": "mmlu", "rows": {"test": 30}}
+    config = {
+        "data_dir": "nowhere",
+        "scale": "paper",
+        "datasets": {
+            "mmlu": {**limited, "source": paper["datasets"]["mmlu"]["source"]},
+            "questions": {**limited, "source": {"kind": "pypi"}},
+        },
+    }
+    assert workload.rows_of(config, "mmlu") == {"test": 30 * 57}
+    assert workload.rows_of(config, "questions") == {"test": 30}
+
+
 @pytest.mark.parametrize(
     ("stated", "end"), [(10_000, "of the 10.7 TB stated"), (1, "MORE than the 1.07 GB of requires")]
 )

@@ -18,6 +18,8 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
 EVIL = '</script><img src=x onerror="alert(1)">{{7*7}}'
 ROWS = "#claims-table tbody.rows tr"
+# The first chart compiles what all need, which takes a busy machine more than the usual 5 seconds.
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")

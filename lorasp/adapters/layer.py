@@ -13,6 +13,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from .config import LoraSpConfig
+from .fused import Adapter, adapted_linear
 from .masks import draw_codes, draw_components, draw_mask, selected_count
 from .plan import ModulePlan
 from .weights import ResampledWeight, SelectedWeight
@@ -80,7 +81,12 @@ def _component_mask(
 
 
 class LoraSpLayer(nn.Module, LoraLayer):
-    """What LoRA-SP changes in PEFT's LoRA layers: how an adapter is made. The rest is inherited."""
+    """What LoRA-SP changes in PEFT's LoRA layers: how an adapter is made, and how one is computed.
+
+    The usual case, one adapter at work in a layer whose parts nobody has changed, is one function
+    (`fused`). Several adapters, rows of a batch with adapters of their own, disabled or merged
+    adapters and hooked parts take PEFT's way, which is inherited like the rest.
+    """
 
     def __init__(
         self, base_layer: nn.Module, adapter_name: str, config: LoraSpConfig, plan: ModulePlan
@@ -108,6 +114,35 @@ class LoraSpLayer(nn.Module, LoraLayer):
         self.use_dora[adapter_name] = self.lora_bias[adapter_name] = False
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The adapted layer's output (..., out) for inputs (..., in)."""
+        adapter = None if args or kwargs else self._only_adapter()
+        if adapter is None:
+            out: torch.Tensor = super().forward(x, *args, **kwargs)
+            return out
+        return adapted_linear(x, adapter)
+
+    def _only_adapter(self) -> Adapter | None:
+        """The adapter at work, None where PEFT's forward has to see to it."""
+        at_work = [name for name in self.active_adapters if name in self.lora_A]
+        if self.disable_adapters or self.merged or len(at_work) != 1:
+            return None
+        name = at_work[0]
+        a: Any = self.lora_A[name]
+        b: Any = self.lora_B[name]
+        base, dropout = self.base_layer, self.lora_dropout[name]
+        plain = all(_is_untouched(part) for part in (base, a, b, dropout))
+        if not plain or any(weight.requires_grad for weight in base.parameters()):
+            return None
+        rate = dropout.p if isinstance(dropout, nn.Dropout) and dropout.training else 0.0
+        return Adapter(base, a, b, self.scaling[name], rate)
+
+
+def _is_untouched(part: Any) -> bool:
+    """Whether a module computes what its class says: no hooks, no other forward, no subclass."""
+    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
+    return type(part) in PARTS and not any(hooks) and "forward" not in part.__dict__
 
 
 def scaling(config: LoraSpConfig, plan: ModulePlan) -> float:
@@ -138,6 +173,7 @@ if is_bnb_4bit_available():
     LAYER_TYPES[bnb.nn.Linear4bit] = Linear4bit
 
 LAYER_TYPES |= {nn.Linear: Linear, Conv1D: Linear}
+PARTS = {*LAYER_TYPES, SelectedWeight, ResampledWeight, nn.Dropout, nn.Identity}
 
 
 def layer_type(base_layer: nn.Module) -> Any:

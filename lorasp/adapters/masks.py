@@ -113,7 +113,18 @@ def pack_bits(mask: torch.Tensor) -> torch.Tensor:
     return (flat.view(-1, 8) << places).sum(dim=1, dtype=torch.uint8)
 
 
-def unpack_bits(bits: torch.Tensor, numel: int) -> torch.Tensor:
-    """The inverse of `pack_bits`: a flat boolean tensor of `numel` entries on the same device."""
-    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
-    return ((bits.unsqueeze(1) >> places) & 1).view(-1)[:numel].to(torch.bool)
+def unpack_bits(bits: torch.Tensor, numel: int, values: torch.Tensor | None = None) -> torch.Tensor:
+    """The inverse of `pack_bits`: a flat tensor of `numel` entries on the same device.
+
+    Args:
+        bits: (at least ceil(numel / 8),) uint8.
+        values: what stands for 0 and for 1, (2,) of any dtype; False and True by default.
+    """
+    device = bits.device
+    places = torch.arange(8, dtype=torch.uint8, device=device)
+    every_byte = torch.arange(256, dtype=torch.uint8, device=device)
+    # A table of the eight entries of each byte: looking rows up is several times as fast as shifts.
+    table = ((every_byte.unsqueeze(1) >> places) & 1).bool()
+    if values is not None:
+        table = torch.where(table, values[1], values[0])
+    return table.index_select(0, bits.int()).view(-1)[:numel]

@@ -83,47 +83,40 @@ class SelectedWeight(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dense matrix (out, in); gradients flow to the selected entries alone."""
-        like = self.like if self.values is None else self.values
-        frozen: Any = None if self.rest is None else decode(self.rest, self.bound).to(like)
         if self.values is None:
-            dense = frozen
-        elif self.bits is None:
-            dense = self.values
-        else:
-            dense = Expand.apply(self.values, self.bits, frozen, prod(self.shape))
+            return self.expanded(None)
+        whole = self.bits is None
+        return self.values.view(self.shape) if whole else Expand.apply(self.values, self)
+
+    def expanded(self, values: torch.Tensor | None) -> torch.Tensor:
+        """The dense matrix (out, in) that has `values` in its selected places; no gradients."""
+        like = self.like if values is None else values
+        frozen: Any = None if self.rest is None else decode(self.rest, self.bound).to(like)
+        if values is None:
+            return frozen.view(self.shape)
+        if self.bits is None:
+            return values.detach().view(self.shape)
+        mask = unpack_bits(self.bits, prod(self.shape))
+        dense = values.new_zeros(prod(self.shape)).masked_scatter_(mask, values)
+        if frozen is not None:
+            dense.masked_scatter_(~mask, frozen)
         return dense.view(self.shape)
+
+    def chosen(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of `values`, in their order, from that of the dense matrix (out, in)."""
+        gradient = gradient.reshape(-1)
+        if self.bits is None:
+            return gradient
+        # Their number is known: no device has to wait for it, and fake tensors work.
+        mask = unpack_bits(self.bits, prod(self.shape))
+        places = torch.nonzero_static(mask, size=self.selected).squeeze(1)
+        return gradient.index_select(0, places)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}, selected={self.selected}"
-
-
-class Expand(torch.autograd.Function):
-    """Put the selected values and the frozen rest into their places in one dense vector.
-
-    Only the bit mask is kept for the backward pass. The indices, eight bytes an entry, are made
-    anew and freed at once; as their number is known, no device has to wait and fake tensors work.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, values: torch.Tensor, bits: torch.Tensor, frozen: torch.Tensor | None, numel: int
-    ) -> torch.Tensor:
-        ctx.save_for_backward(bits)
-        ctx.numel, ctx.selected = numel, values.numel()
-        mask = unpack_bits(bits, numel)
-        dense = values.new_zeros(numel).index_copy_(0, _places(mask, values.numel()), values)
-        if frozen is not None:
-            dense.index_copy_(0, _places(~mask, frozen.numel()), frozen)
-        return dense
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        (bits,) = ctx.saved_tensors
-        places = _places(unpack_bits(bits, ctx.numel), ctx.selected)
-        return gradient.index_select(0, places), None, None, None
 
 
 class ResampledWeight(nn.Module):
@@ -196,15 +189,43 @@ class ResampledWeight(nn.Module):
     @property
     def weight(self) -> torch.Tensor:
         """The dense matrix (out, in); gradients flow to the selected entries alone."""
-        values = self.values.view(self.shape)
-        rest = values.detach() if self.keeps_rest else torch.zeros_like(values)
-        return torch.where(self.mask, values, rest)
+        return Expand.apply(self.values, self)
+
+    def expanded(self, values: Any) -> torch.Tensor:
+        """The dense matrix (out, in) that `values` make under the present mask; no gradients."""
+        values = values.detach().view(self.shape)
+        return values if self.keeps_rest else values.where(self.mask, values.new_zeros(()))
+
+    def chosen(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of `values` from that of the dense matrix: zero where not selected."""
+        return gradient.where(self.mask, gradient.new_zeros(())).reshape(-1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return F.linear(x, self.weight)
 
     def extra_repr(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}, draw={int(self.draw)}"
+
+
+class Expand(torch.autograd.Function):
+    """The dense matrix of a `SelectedWeight` or `ResampledWeight`, from its values.
+
+    Nothing but the bit mask is kept for the backward pass. Saved as a tensor, it makes autograd
+    refuse a selection that was drawn again in between.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, values: torch.Tensor, matrix: SelectedWeight | ResampledWeight
+    ) -> torch.Tensor:
+        ctx.matrix = matrix
+        ctx.save_for_backward(matrix.bits)
+        return matrix.expanded(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        _ = ctx.saved_tensors
+        return ctx.matrix.chosen(gradient), None
 
 
 def protect_unselected(
@@ -237,7 +258,3 @@ def protect_unselected(
 
 def _bytes(count: int, device: torch.device) -> torch.Tensor:
     return torch.zeros(count, dtype=torch.uint8, device=device)
-
-
-def _places(mask: torch.Tensor, count: int) -> torch.Tensor:
-    return torch.nonzero_static(mask, size=count).squeeze(1)

@@ -1,0 +1,196 @@
+"""A layer with its adapter as one autograd function, which keeps nothing but the layer's input.
+
+y = x W^T + b + s D(x) A^T B^T, where D is dropout and s the scaling, and for a gradient g of y
+
+    dB = s g^T (D(x) A^T),    dA = (s g B)^T D(x),    dx = g W + D'(s g B A).
+
+PEFT builds this from some ten operations and keeps D(x), D(x) A^T and the mask of D. Here A and B
+are expanded from their selected entries, and D(x) A^T is computed, once more in the backward pass;
+of the mask a bit an entry is kept. Without dropout, in float32 and float64, s B A is added to a
+passing copy of W instead, which for many tokens costs less than their two thin products.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from .dropout import draw_kept, kept_scale
+from .weights import ResampledWeight, SelectedWeight
+
+Matrix = SelectedWeight | ResampledWeight
+
+
+class Adapter(NamedTuple):
+    """What a layer's function needs besides tensors: its parts, and how they are joined."""
+
+    base: Any
+    a: Matrix
+    b: Matrix
+    scaling: float
+    dropout: float
+
+
+def adapted_linear(x: torch.Tensor, adapter: Adapter) -> torch.Tensor:
+    """The layer's output (..., out) for inputs (..., in), in the dtype of the base layer's output.
+
+    Base layers are torch's Linear, transformers' Conv1D, and bitsandbytes' Linear4bit and
+    Linear8bitLt, all frozen. Under autocast everything is computed in its dtype, otherwise the
+    adapter in its own, as in PEFT.
+    """
+    out: torch.Tensor = AdaptedLinear.apply(
+        x, _plain_weight(adapter.base), adapter.a.values, adapter.b.values, adapter
+    )
+    return out
+
+
+class AdaptedLinear(torch.autograd.Function):
+    """Forward and backward pass of an adapted layer; see the module's formulas."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor | None,
+        a_values: torch.Tensor | None,
+        b_values: torch.Tensor | None,
+        adapter: Adapter,
+    ) -> torch.Tensor:
+        autocast = _autocast_dtype(x)
+        dtype = autocast or _adapter_dtype(adapter)
+        rows = x.reshape(-1, x.shape[-1])
+        kept = draw_kept(rows.shape, adapter.dropout, x.device) if adapter.dropout else None
+        merges = kept is None and autocast is None and _merging_pays(rows, weight, dtype)
+        with _without_autocast(x, autocast):
+            a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
+            if weight is not None and merges:
+                merged = torch.addmm(weight, b, a, alpha=adapter.scaling)
+                out = F.linear(rows, merged, adapter.base.bias)
+            else:
+                out = _base_product(adapter.base, rows, weight, autocast)
+                # Not in place: selective recomputation may have kept the product as it is.
+                out = _plus_product(
+                    out, _dropped(rows.to(dtype), kept, adapter) @ a.t(), b, adapter
+                )
+        ctx.adapter, ctx.dtype, ctx.merges, ctx.autocast = adapter, dtype, merges, autocast
+        # The masks are kept for their version: a selection drawn again before the backward pass
+        # is an error.
+        ctx.save_for_backward(x, weight, a_values, b_values, kept, adapter.a.bits, adapter.b.bits)
+        return out.view(*x.shape[:-1], out.shape[-1])
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        x, weight, a_values, b_values, kept, *_ = ctx.saved_tensors
+        adapter, dtype = ctx.adapter, ctx.dtype
+        needs_x, _, needs_a, needs_b, _ = ctx.needs_input_grad
+        dx = da = db = None
+        with _without_autocast(x, _autocast_dtype(x)):
+            rows = x.reshape(-1, x.shape[-1])
+            g = gradient.reshape(-1, gradient.shape[-1])
+            low = g.to(dtype)
+            a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
+            dz = low @ b * adapter.scaling
+            if needs_a or needs_b:
+                inputs = _dropped(rows.to(dtype), kept, adapter)
+                if needs_b:
+                    db = low.t() @ (inputs @ a.t() * adapter.scaling)
+                    db = adapter.b.chosen(db).to(b_values.dtype)
+                if needs_a:
+                    da = adapter.a.chosen(dz.t() @ inputs).to(a_values.dtype)
+                del inputs
+            if needs_x and ctx.merges:
+                dx = g @ torch.addmm(weight, b, a, alpha=adapter.scaling)
+            elif needs_x:
+                dense = _dense_weight(adapter.base, weight, ctx.autocast or x.dtype)
+                dx = g.to(dense.dtype) @ dense
+                if kept is None and dx.dtype == dtype:
+                    dx.addmm_(dz, a)
+                else:
+                    dx.add_(_dropped(dz @ a, kept, adapter))
+            if dx is not None:
+                dx = dx.to(x.dtype).view(x.shape)
+        return dx, None, da, db, None
+
+
+def _adapter_dtype(adapter: Adapter) -> torch.dtype:
+    matrix = adapter.a
+    held = matrix.like if matrix.values is None else matrix.values
+    dtype: torch.dtype = held.dtype
+    return dtype
+
+
+def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+
+
+def _without_autocast(x: torch.Tensor, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
+    return nullcontext() if autocast is None else torch.autocast(x.device.type, enabled=False)
+
+
+def _plain_weight(base: nn.Module) -> torch.Tensor | None:
+    """The base weight as (out, in), None where it is quantised."""
+    if isinstance(base, Conv1D):
+        return base.weight.t()
+    return base.weight if type(base) is nn.Linear else None
+
+
+def _merging_pays(rows: torch.Tensor, weight: torch.Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether W + s B A, twice, costs less than what it spares, and is not rounded off.
+
+    Per unit of rank: two products of `out` by `in` against three of the rows, with `in` (D(x) A^T
+    and dz A) and `out` (the sum) columns.
+    """
+    if weight is None or not dtype == weight.dtype == rows.dtype or dtype.itemsize < 4:
+        return False
+    out_features, in_features = weight.shape
+    return rows.shape[0] * (2 * in_features + out_features) > 2 * out_features * in_features
+
+
+def _base_product(
+    base: Any, rows: torch.Tensor, weight: torch.Tensor | None, autocast: torch.dtype | None
+) -> torch.Tensor:
+    if weight is None:  # bitsandbytes' layers convert their inputs and outputs themselves
+        out: torch.Tensor = base(rows)
+        return out
+    if autocast is None:
+        return F.linear(rows, weight, base.bias)
+    bias = None if base.bias is None else base.bias.to(autocast)
+    return F.linear(rows.to(autocast), weight.to(autocast), bias)
+
+
+def _plus_product(
+    out: torch.Tensor, z: torch.Tensor, b: torch.Tensor, adapter: Adapter
+) -> torch.Tensor:
+    """out + s z B^T, in the dtype of `out`."""
+    if out.dtype == z.dtype:
+        return torch.addmm(out, z, b.t(), alpha=adapter.scaling)
+    return (z @ b.t() * adapter.scaling).add_(out).to(out.dtype)  # one rounding
+
+
+def _dropped(values: torch.Tensor, kept: torch.Tensor | None, adapter: Adapter) -> torch.Tensor:
+    """`values` after dropout."""
+    if kept is None:
+        return values
+    return kept_scale(kept, values.shape, adapter.dropout, values.dtype).mul_(values)
+
+
+def _dense_weight(base: Any, weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """The base weight (out, in) by which the gradient is multiplied.
+
+    In `dtype`; a quantised one as bitsandbytes' own backward passes have it.
+    """
+    if weight is not None:
+        return weight.to(dtype)
+    if type(base).__name__ == "Linear4bit":
+        from bitsandbytes.functional import dequantize_4bit
+
+        packed, state = base.weight.data.view(-1, 1), base.weight.quant_state
+        dense: torch.Tensor = dequantize_4bit(packed, state).to(base.compute_dtype or dtype)
+        return dense
+    scales = base.state.SCB.unsqueeze(1) / 127
+    return base.state.CB.to(dtype, copy=True).mul_(scales)  # type: ignore[no-any-return]

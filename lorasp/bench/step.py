@@ -1,0 +1,143 @@
+"""One training step of LoRA-SP beside PEFT's LoRA and the frozen model's limit.
+
+lorasp bench step
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import nn
+from transformers import RobertaConfig, RobertaModel
+
+from lorasp.adapters import LoraSpConfig
+from lorasp.adapters.layer import LoraSpLayer
+from lorasp.bench.measure import in_turn, quartiles, ratios, result
+
+ROUNDS = 15
+RANK = 16
+VOCABULARY = 1000
+ALL_LINEAR, QUERY_VALUE = ["query", "key", "value", "dense"], ["query", "value"]
+CASES: dict[str, dict[str, Any]] = {
+    "all-linear": {"target_modules": ALL_LINEAR},
+    "all-linear-dropout": {"target_modules": ALL_LINEAR, "lora_dropout": 0.1},
+    "query-value": {"target_modules": QUERY_VALUE},
+    "depth": {"target_modules": ALL_LINEAR, "selection": "depth"},
+}
+LIMIT, PEFT, OURS = "frozen model", "PEFT LoRA", "LoRA-SP"
+GOALS = {
+    "step.all-linear.peft": (OURS, PEFT, "all-linear"),
+    "step.all-linear.limit": (OURS, LIMIT, "all-linear"),
+    "step.all-linear-dropout.peft": (OURS, PEFT, "all-linear-dropout"),
+    "step.query-value.limit": (OURS, LIMIT, "query-value"),
+    "step.depth.limit": (OURS, LIMIT, "depth"),
+}
+
+
+def bench(
+    rounds: int, cores: int, layers: int = 4, hidden: int = 768, shape: tuple[int, int] = (16, 128)
+) -> dict[str, Any]:
+    """Time forward, backward and AdamW of a RoBERTa encoder, every contestant once a round.
+
+    The limit is the same model with its first LayerNorm alone trained: a gradient flows through
+    all of it, and no adapter is there. Nothing else of the model drops out.
+    """
+    torch.set_num_threads(cores)
+    ids = torch.randint(3, VOCABULARY, shape, generator=torch.Generator().manual_seed(0))
+    build = partial(encoder, layers, hidden, shape[1])
+    contestants: dict[str, Callable[[], None]] = {LIMIT: step(first_norm_alone(build()), ids)}
+    for case, settings in CASES.items():
+        ours = LoraSpConfig(r=RANK, **settings)
+        contestants[f"{OURS}, {case}"] = step(get_peft_model(build(), ours), ids)
+        if "selection" not in settings:
+            theirs = get_peft_model(build(), LoraConfig(r=RANK, **settings))
+            contestants[f"{PEFT}, {case}"] = step(theirs, ids)
+    seconds = in_turn(contestants, rounds)
+
+    def times(who: str, case: str) -> list[float]:
+        return seconds[LIMIT if who == LIMIT else f"{who}, {case}"]
+
+    cases = []
+    for case in CASES:
+        present = [
+            who for who in (LIMIT, PEFT, OURS) if who == LIMIT or f"{who}, {case}" in seconds
+        ]
+        values = {who: quartiles([1e3 * s for s in times(who, case)]) for who in present}
+        cases.append({"case": case, "unit": "ms", "values": values})
+    return result(
+        "step",
+        f"one training step, RoBERTa-shaped, {layers} layers of hidden size {hidden}, batch "
+        f"{shape[0]} x {shape[1]}, float32, rank {RANK}, {rounds} rounds on {cores} threads",
+        cases,
+        {
+            goal: ratios(times(ours, case), times(theirs, case))
+            for goal, (ours, theirs, case) in GOALS.items()
+        },
+        [same_gradients(build, ids)],
+    )
+
+
+def encoder(layers: int, hidden: int, length: int) -> nn.Module:
+    """A RoBERTa encoder in training mode without dropout, the same weights each time."""
+    torch.manual_seed(0)
+    config = RobertaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=length + 2,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    return RobertaModel(config, add_pooling_layer=False).train()
+
+
+def first_norm_alone(model: Any) -> nn.Module:
+    """The model, frozen but for the LayerNorm under its first layer."""
+    model.requires_grad_(False)
+    model.embeddings.LayerNorm.requires_grad_(True)
+    trained: nn.Module = model
+    return trained
+
+
+def step(model: nn.Module, ids: torch.Tensor) -> Callable[[], None]:
+    """A function that takes one training step of the model."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
+
+    def take() -> None:
+        loss_of(model, ids).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return take
+
+
+def loss_of(model: nn.Module, ids: torch.Tensor) -> torch.Tensor:
+    """A loss that needs the last layer's whole output."""
+    loss: torch.Tensor = model(input_ids=ids).last_hidden_state.pow(2).mean()
+    return loss
+
+
+def same_gradients(build: Callable[[], nn.Module], ids: torch.Tensor) -> dict[str, Any]:
+    """Check the fused layers: the same adapter by PEFT's own forward has the same gradients."""
+    config = LoraSpConfig(r=RANK, target_modules=ALL_LINEAR, init_lora_weights=False)
+    model = get_peft_model(build(), config)
+    found = []
+    for by_peft in (False, True):
+        for layer in (m for m in model.modules() if isinstance(m, LoraSpLayer)):
+            if by_peft:  # a hook: the layer leaves its own function for PEFT's
+                layer.base_layer.register_forward_hook(lambda *_: None)
+        loss_of(model, ids).backward()  # type: ignore[no-untyped-call]
+        trained = [p for p in model.parameters() if p.requires_grad]
+        found.append([p.grad for p in trained])
+        model.zero_grad()
+    worst = max(float((a - b).norm() / b.norm()) for a, b in zip(*found, strict=True))
+    return {
+        "what": "gradients of one step, of the fused layers and of PEFT's forward",
+        "found": f"greatest relative distance of a matrix {worst:.1e}",
+        "allowed": "1e-4",
+        "met": worst <= 1e-4,
+    }

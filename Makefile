@@ -11,7 +11,7 @@ SOURCES := lorasp tests
 RULES := Snakefile $(wildcard workflow/rules/*.smk)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke mini simulated reproduce check test test-slow container lock clean
+.PHONY: help smoke mini simulated reproduce bench check test test-slow container lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -42,6 +42,9 @@ simulated: .venv/.complete ## memory and operations at the paper's scale, withou
 reproduce: .venv/.complete ## the paper itself: needs GPUs and the Hugging Face hub
 	$(SNAKEMAKE)
 	@echo "The report: reports/paper/report.html"
+
+bench: .venv/.complete ## speed and size beside PEFT, lm-eval and others: about half an hour, two cores
+	$(BIN)/lorasp bench all --out reports/bench
 
 check: .venv/.complete ## formatting, lint and types
 	$(BIN)/ruff check $(SOURCES)

@@ -2,6 +2,8 @@
 
 import json
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from lorasp import cli
+from lorasp import arguments, commands
 from lorasp.cli import main
 from lorasp.config import METHODS
 from lorasp.errors import UsageError, WorkError
@@ -135,7 +137,7 @@ def test_failures_of_the_work(
     def fail(_: object) -> None:
         raise failure
 
-    monkeypatch.setattr(cli, "_methods", fail)
+    monkeypatch.setitem(commands.COMMANDS, "methods", fail)
     assert main(["methods"]) == code
     assert told(capsys) == message
 
@@ -143,7 +145,7 @@ def test_failures_of_the_work(
 def test_a_defect_shows_where_it_is(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(cli, "_methods", lambda options: options.no_such_option)
+    monkeypatch.setitem(commands.COMMANDS, "methods", lambda options: options.no_such_option)
     assert main(["methods"]) == 1
     shown = capsys.readouterr().err
     assert "no_such_option" in shown and shown.count("error: ") == 1
@@ -160,22 +162,22 @@ def test_termination_is_an_exception(monkeypatch: pytest.MonkeyPatch) -> None:
         finally:
             cleaned.append(True)
 
-    monkeypatch.setattr(cli, "_methods", work)
+    monkeypatch.setitem(commands.COMMANDS, "methods", work)
     assert main(["methods"]) == 128 + signal.SIGTERM and cleaned == [True]
 
 
 def test_settings() -> None:
     pairs = ["rank=8", "density=0.25", "targets=q_proj,v_proj", "selection=rank", "use_rslora=true"]
-    assert cli._settings(pairs) == {
+    assert commands.settings(pairs) == {
         "rank": 8,
         "density": 0.25,
         "targets": ["q_proj", "v_proj"],
         "selection": "rank",
         "use_rslora": True,
     }
-    assert cli._settings(["targets=all"]) == {"targets": ["all"]}
-    assert cli._settings(["rank=8", "rank=4"]) == {"rank": 4}
-    assert cli._settings(["a=b=c"]) == {"a": "b=c"}
+    assert commands.settings(["targets=all"]) == {"targets": ["all"]}
+    assert commands.settings(["rank=8", "rank=4"]) == {"rank": 4}
+    assert commands.settings(["a=b=c"]) == {"a": "b=c"}
 
 
 def test_settings_reach_the_run(monkeypatch: pytest.MonkeyPatch, place: Path) -> None:
@@ -231,3 +233,35 @@ def test_help_and_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_serve_needs_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--"]) == 2
     assert told(capsys).startswith("serve needs a command: ")
+
+
+def test_the_parser_imports_nothing_that_takes_time() -> None:
+    """A job of a server only parses; simulate's values are written down, for torch knows them."""
+    heavy = ("yaml", "jsonschema", "numpy", "torch", "logging", "lorasp.config")
+    tell = f"import sys, lorasp.cli; print([name for name in {heavy} if name in sys.modules])"
+    command = [sys.executable, "-c", tell]
+    assert subprocess.run(command, capture_output=True, text=True, cwd=ROOT).stdout == "[]\n"
+    from lorasp.adapters.registry import QUANTIZE
+    from lorasp.recompute import POLICIES
+
+    assert (arguments.QUANTIZE, arguments.RECOMPUTE) == (QUANTIZE, POLICIES)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (["--model", "gpt-9"], "model 'gpt-9' is unknown"),
+        (["--method", "dora"], "method 'dora' is unknown"),
+        (["--quantize", "fp4"], "argument --quantize: invalid choice: 'fp4'"),
+        (["--length", "0"], "--batch and --length must be at least 1"),
+        (["--length", "9999", "--model", "roberta-base"], "has positions for at most 512"),
+        (["--planned"], "--planned needs --config"),
+    ],
+)
+def test_simulate_refuses_before_it_imports_torch(change: list[str], message: str) -> None:
+    program = "import sys; from lorasp.cli import main; code = main(sys.argv[1:]); "
+    program += "sys.exit(9 if 'torch' in sys.modules else code)"
+    line = ["simulate", "--model", "t5-small", "--method", "lora", *change]
+    command = [sys.executable, "-c", program, *line]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr and done.stdout == ""

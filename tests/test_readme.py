@@ -12,8 +12,9 @@ import torch
 from peft import get_peft_model
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
-from lorasp import LoraSpConfig, cli
+from lorasp import LoraSpConfig
 from lorasp.adapters.registry import peft_config
+from lorasp.arguments import parser
 from lorasp.config import cells, load_config, resolve
 
 ROOT = Path(__file__).parents[1]
@@ -27,6 +28,7 @@ RUN_ELSEWHERE = {
     ".venv/bin/lorasp report --config config/smoke.yaml --compare results/smoke results/smoke": (
         "test_compare.py compares folders of results"
     ),
+    ".venv/bin/lorasp bench step": "tests/bench/ runs the command, and each bench at a small size",
     ".venv/bin/lorasp plan --scale paper --gpu h100-80gb": (
         "tests/planning/test_plan.py makes this plan"
     ),
@@ -60,7 +62,7 @@ def test_command(command: str) -> None:
         plan = run([sys.executable, "-m", "snakemake", "--dry-run", *arguments])
         assert "Job stats" in plan or "Nothing to be done" in plan
     elif program == ".venv/bin/lorasp" and arguments[0] in PARSED:
-        cli._parser().parse_args(arguments)
+        parser().parse_args(arguments)
         names = dict(zip(arguments[1::2], arguments[2::2], strict=True))
         config = load_config(ROOT / names["--config"])
         wanted = {names[f"--{key}"] for key in ("model", "task", "method", "recipe", "seed")}

@@ -33,7 +33,12 @@ def bench(rounds: int, cores: int, layers: int = 4, hidden: int = 768) -> dict[s
         f"an adapter on all linear layers of a RoBERTa-shaped model, {layers} layers of hidden "
         f"size {hidden}, float32, rank {RANK}, after one step",
         [
-            {"case": case, "unit": "bytes", "values": {n: exactly(b) for n, b in counted.items()}}
+            {
+                "case": case,
+                "unit": "bytes",
+                "peer": PEFT,
+                "values": {name: exactly(count) for name, count in counted.items()},
+            }
             for case, counted in (
                 ("parameters, gradients, moments, masks", states),
                 ("adapter file", files),

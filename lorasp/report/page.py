@@ -28,6 +28,9 @@ from lorasp.report.judged import judged
 from lorasp.report.settings import open_settings, settings_frames
 from lorasp.report.simulated import section
 from lorasp.report.simulated_figures import SIMULATED_CAPTIONS, draw_simulated
+from lorasp.report.speed import read_benches
+from lorasp.report.speed import section as speed_section
+from lorasp.report.speed_figure import SPEED_CAPTIONS, draw_speed
 from lorasp.report.steps import simulations_frame
 from lorasp.report.tables import Table, as_frame, as_tidy, paper_tables
 from lorasp.results import provenance, write_json
@@ -50,6 +53,8 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     tables = paper_tables(config, results, by_place(config, verdicts))
     steps = simulations_frame()
     simulated = section(steps)
+    benches = read_benches()
+    speed = speed_section(benches)
     smoke = config["scale"] == "smoke"
     charts = draw_all(config, results, tables, STAMP if smoke else "")
     facts = {
@@ -74,6 +79,8 @@ def write_report(config: Config, out: Path | None = None) -> Path:
         "figures": _figures(charts, CAPTIONS, out / "figures"),
         "simulated": simulated,
         "simulated_figures": _figures(draw_simulated(steps), SIMULATED_CAPTIONS, out / "figures"),
+        "speed": speed,
+        "speed_figures": _figures(draw_speed(benches), SPEED_CAPTIONS, out / "figures"),
         "summary": summary(config, results),
         "groups": run_groups(results),
         "details": details(results),
@@ -84,7 +91,8 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     write_json(out / "verdicts.json", judgement | {"verdicts": verdicts}, "verdicts")
     measured = {"profile": facts["costs"], "peaks": facts["peaks"]}
     frames = {table["name"]: as_frame(table) for table in tables} | measured
-    frames |= {table["name"]: table["frame"] for table in simulated["tables"]}
+    for table in (*simulated["tables"], *speed["tables"]):
+        frames[table["name"]] = table["frame"]
     if not facts["estimates"].empty:
         frames["estimates"] = facts["estimates"]
     prose = {"claims": claims_view.claims_frame(entries), "audit": claims_view.audit_frame(entries)}

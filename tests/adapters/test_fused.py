@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from peft import get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
@@ -301,6 +301,50 @@ def test_nothing_is_kept_but_inputs_weights_and_bits() -> None:
     there = {t.data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
     new = [t for t in kept if t.data_ptr() not in there]
     assert [t.nbytes for t in new] == [30 * 64 // 8]
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_model_keeps_no_more_than_frozen_but_inputs_and_bits(llama: Any, autocast: bool) -> None:
+    """Bytes kept by storage: the frozen model's, the adapted layers' inputs, a bit an entry."""
+
+    def kept_by(model: nn.Module) -> dict[int, int]:
+        storages: dict[int, int] = {}
+
+        def keep(tensor: torch.Tensor) -> torch.Tensor:
+            alive.append(tensor)
+            storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+            return tensor
+
+        embedded = torch.randn(2, 32, 16, requires_grad=True)
+        context = torch.autocast("cpu", torch.bfloat16) if autocast else nullcontext()
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda t: t), context:
+            alive.append(model(inputs_embeds=embedded, use_cache=False).logits)
+        for tensor in (embedded, *model.parameters(), *model.buffers()):
+            storages.pop(tensor.untyped_storage().data_ptr(), None)
+        return storages
+
+    alive: list[torch.Tensor] = []
+    frozen = sum(kept_by(llama.model().requires_grad_(False)).values())
+    config = LoraSpConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+    model: Any = get_peft_model(llama.model().train(), config)
+    inputs: dict[int, int] = {}
+    bits = 0
+
+    def see(_: nn.Module, arguments: tuple[torch.Tensor]) -> None:
+        nonlocal bits
+        storage = arguments[0].untyped_storage()
+        inputs[storage.data_ptr()] = storage.nbytes()
+        bits += arguments[0].numel() // 8
+
+    for layer in (m for m in model.modules() if isinstance(m, LoraSpLayer)):
+        layer.register_forward_pre_hook(see)
+    ours = kept_by(model)
+    assert bits == 2 * 32 * (6 * 16 + 32) * 2 // 8
+    assert sum(ours.values()) <= frozen + sum(inputs.values()) + bits
+    lora = get_peft_model(
+        llama.model().train(), LoraConfig(r=4, target_modules="all-linear", lora_dropout=0.1)
+    )
+    assert sum(ours.values()) < 0.8 * sum(kept_by(lora).values())
 
 
 def test_a_selection_drawn_again_before_the_backward_pass_is_an_error() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fakes import rename, smoke, write_all, write_audit
+from fakes import rename, smoke, write_all, write_audit, write_benches
 from planted import plant_all
 from playwright.sync_api import Browser, Page, Playwright, expect, sync_playwright
 
@@ -37,6 +37,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     write_audit(dict(zip(checks[:3], kinds, strict=True)), found=f"computed {EVIL}")
     write_all(config)
     plant_all()
+    write_benches()
     yield write_report(config).resolve()
     os.chdir(before)
 

@@ -44,6 +44,8 @@ DATA = data_folder(CONFIG)
 RESULTS = f"results/{SCALE}"
 RUN = f"{RESULTS}/{{model}}/{{task}}/{{method}}/{{recipe}}/seed-{{seed}}"
 REPORT = f"reports/{SCALE}"
+# What was measured of the suite itself, here or before; the report shows what there is.
+BENCHES = sorted(Path("reports/bench").glob("*.json"))
 
 # A file that changed after it was prepared takes its manifest with it, and so is prepared again.
 for line in forget_damaged(DATA):

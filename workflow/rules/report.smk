@@ -7,6 +7,7 @@ rule report:
         profiles=PROFILES,
         audit="results/audit.json",
         simulated=SIMULATIONS,
+        benches=BENCHES,
     output:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),
         text=f"{REPORT}/report.md",
@@ -33,7 +34,7 @@ rule report:
     params:
         config=CONFIG_FILE,
         values=fingerprint(CONFIG),
-        code=stage_code("report", "claims", "config", "planning"),
+        code=stage_code("report", "claims", "config", "planning", "bench"),
     shell:
         "python -m lorasp report --config {params.config} &> {log}"
 

@@ -1,0 +1,170 @@
+"""What the command line takes: every command with its arguments, and nothing imported for it."""
+
+import argparse
+from pathlib import Path
+
+from lorasp import __version__
+from lorasp.bench import BENCHES
+
+QUANTIZE = ("none", "nf4", "int8", "nf4-residual", "int8-residual")
+RECOMPUTE = ("none", "full", "selective")
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser; `stage` is the name of the command in what it parses."""
+    made = argparse.ArgumentParser(
+        prog="lorasp", description="Reproduce LoRA-SP (arXiv 2403.08822), stage by stage."
+    )
+    made.add_argument("--version", action="version", version=__version__)
+    commands = made.add_subparsers(dest="stage", required=True, metavar="COMMAND")
+
+    def command(name: str, text: str) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text)
+
+    _prepare(command("prepare", "fetch or make a data set or model, or tokenise a task"))
+    _train(command("train", "train one run"))
+    _cell(command("evaluate", "evaluate one trained run"))
+    _profile(command("profile", "measure step time and memory of a method on a model"))
+    _plan(command("plan", "say what a scale will take before it runs: GPUs, hours, disk"))
+    _simulate(command("simulate", "memory and operations of a training step, without a GPU"))
+    _report(command("report", "write the report of a scale"))
+    _audit(command("audit", "check the papers' numbers, equations and labels"))
+    _doctor(command("doctor", "say whether a scale can run on this machine"))
+    _methods(command("methods", "list the methods, their sources and settings"))
+    _bench(command("bench", "measure the suite beside what people use today, side by side"))
+    server = command("serve", "run a command with the imports of its lorasp jobs shared")
+    server.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
+    return made
+
+
+def _config(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--config", type=Path, required=True, help="config/<scale>.yaml")
+
+
+def _json(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--json", action="store_true", help="print the answer as JSON, alone")
+
+
+def _set(added: argparse.ArgumentParser, text: str) -> None:
+    added.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help=text)
+
+
+def _cell(added: argparse.ArgumentParser) -> None:
+    _config(added)
+    for name in ("model", "task", "method", "recipe"):
+        added.add_argument(f"--{name}", required=True)
+    added.add_argument("--seed", type=int, required=True)
+    added.add_argument(
+        "--out", type=Path, help="folder of the run (default: its place in results/)"
+    )
+    _set(added, "a setting of the method, such as rank=8; needs --out")
+
+
+def _prepare(added: argparse.ArgumentParser) -> None:
+    _config(added)
+    added.add_argument("--dataset", help="a data set of the configuration")
+    added.add_argument("--model", help="a model; with --task: tokenise that task for it")
+    added.add_argument("--task")
+
+
+def _train(added: argparse.ArgumentParser) -> None:
+    _cell(added)
+    added.add_argument(
+        "--micro-batch",
+        type=int,
+        default=0,
+        metavar="N",
+        help="sequences computed at a time (default, and 0: the recipe's, else the whole batch)",
+    )
+
+
+def _profile(added: argparse.ArgumentParser) -> None:
+    _config(added)
+    added.add_argument("--model", required=True)
+    added.add_argument("--method", required=True)
+
+
+def _plan(added: argparse.ArgumentParser) -> None:
+    which = added.add_mutually_exclusive_group(required=True)
+    which.add_argument("--scale", metavar="NAME", help="the same as --config config/NAME.yaml")
+    which.add_argument("--config", type=Path)
+    added.add_argument("--only", default="", metavar="NAMES", help="such as mrpc,lora-sp")
+    added.add_argument("--gpu", metavar="TYPE", help="such as h100-80gb (default: the one here)")
+    added.add_argument(
+        "--utilisation",
+        type=float,
+        default=0.35,
+        help="share of the GPU's peak that training gets (default 0.35)",
+    )
+    _json(added)
+    added.add_argument("--out", type=Path, help="write the plan to this file too")
+
+
+def _simulate(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--config", type=Path, help="take models, methods and runtime from here")
+    added.add_argument("--model", required=True, help="a public model, or a prepared one")
+    added.add_argument("--method", required=True)
+    added.add_argument("--batch", type=int, default=1, help="sequences in a step (default 1)")
+    added.add_argument("--length", type=int, default=512, help="tokens in each (default 512)")
+    added.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="everything in this format (default: the runtime of --config, else the paper scale's)",
+    )
+    added.add_argument("--quantize", choices=QUANTIZE, help="the frozen base weights")
+    added.add_argument("--recompute", choices=RECOMPUTE, help="the activations")
+    _set(added, "a setting of the method, such as rank=8; give --set again for another")
+    _json(added)
+    added.add_argument(
+        "--planned",
+        action="store_true",
+        help="simulate what --config plans instead; write results/simulated/MODEL/METHOD.json",
+    )
+
+
+def _report(added: argparse.ArgumentParser) -> None:
+    _config(added)
+    added.add_argument("--out", type=Path, help="folder of the report (default: reports/<scale>)")
+    added.add_argument(
+        "--compare",
+        nargs=2,
+        type=Path,
+        metavar=("A", "B"),
+        help="set two result folders side by side instead: which verdicts changed, and why",
+    )
+
+
+def _audit(added: argparse.ArgumentParser) -> None:
+    added.add_argument(
+        "--claims",
+        nargs="+",
+        default=["lora_sp_2024"],
+        metavar="NAME",
+        help="shipped claims files by name, others by path (default: lora_sp_2024)",
+    )
+    _json(added)
+    added.add_argument("--out", type=Path, help="write the findings to this file too")
+
+
+def _doctor(added: argparse.ArgumentParser) -> None:
+    _config(added)
+    _json(added)
+
+
+def _methods(added: argparse.ArgumentParser) -> None:
+    added.add_argument("--config", type=Path, help="include the methods of a configuration")
+    _json(added)
+
+
+def _bench(added: argparse.ArgumentParser) -> None:
+    added.add_argument("name", choices=(*BENCHES, "all"), help="which, or all of them in turn")
+    added.add_argument("--rounds", type=int, metavar="N", help="default: the bench's own")
+    added.add_argument(
+        "--cores", type=int, default=2, metavar="N", help="threads or jobs (default 2)"
+    )
+    _json(added)
+    added.add_argument(
+        "--out",
+        type=Path,
+        help="write the answer to this file too; of all: to files in this folder",
+    )

@@ -1,0 +1,231 @@
+"""What each command does with its arguments; a stage is imported once they have been checked."""
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from lorasp import serve as server
+from lorasp.config import METHODS, Cell, Config, known, load_config, parse_cell, resolve_method
+from lorasp.errors import UsageError, WorkError
+from lorasp.results import read_yaml, write_json
+
+# it warns at import of a 4-bit CPU kernel that it does without
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def prepare(options: argparse.Namespace) -> None:
+    chosen = {key for key in ("dataset", "model", "task") if getattr(options, key) is not None}
+    if chosen not in ({"dataset"}, {"model"}, {"model", "task"}):
+        raise UsageError(
+            "prepare takes --dataset NAME, or --model NAME, or --model NAME --task NAME"
+        )
+    from lorasp.data.prepare import prepare_dataset, prepare_model, prepare_tokens
+
+    config = load_config(options.config)
+    if options.dataset:
+        done = prepare_dataset(config, options.dataset)
+    elif options.task:
+        server.offline()
+        done = prepare_tokens(config, options.model, options.task)
+    else:
+        done = prepare_model(config, options.model)
+    print(done)
+
+
+def needs_hub(options: argparse.Namespace) -> bool:
+    """Whether this `prepare` fetches from the hub."""
+    if options.task or not (options.dataset or options.model):
+        return False
+    config = load_config(options.config)
+    kind, name = ("dataset", options.dataset) if options.dataset else ("model", options.model)
+    return bool(known(kind, name, config[f"{kind}s"])["source"]["kind"] == "hub")
+
+
+def train(options: argparse.Namespace) -> None:
+    config, cell, changed = _cell(options)
+    if options.micro_batch < 0:
+        raise UsageError(f"--micro-batch is {options.micro_batch}; allowed is a number from 1")
+    server.offline()
+    from lorasp.training.train import train_cell
+
+    print(train_cell(config, cell, changed, options.out, options.micro_batch or None))
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    config, cell, changed = _cell(options)
+    server.offline()
+    from lorasp.evaluation.evaluate import evaluate_cell
+
+    print(evaluate_cell(config, cell, changed, options.out))
+
+
+def _cell(options: argparse.Namespace) -> tuple[Config, Cell, dict[str, Any]]:
+    config = load_config(options.config)
+    if options.set and not options.out:
+        raise UsageError("--set makes another method than the one named: give --out FOLDER too")
+    out = options.out
+    if out and out.exists() and any(out.iterdir()) and not (out / "train.json").exists():
+        raise UsageError(f"--out {out} holds files of something else; name a new folder")
+    return config, parse_cell(config, vars(options)), settings(options.set)
+
+
+def settings(pairs: list[str]) -> dict[str, Any]:
+    """What --set gives, each value as YAML reads it; UsageError for what is no KEY=VALUE."""
+    found: dict[str, Any] = {}
+    for pair in pairs:
+        key, separator, value = pair.partition("=")
+        if not separator or not key:
+            raise UsageError(f"--set {pair!r}: write KEY=VALUE, for instance --set rank=8")
+        try:
+            found[key] = value.split(",") if key == "targets" else yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise UsageError(f"--set {pair!r}: the value is not YAML") from error
+    return found
+
+
+def profile(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    server.offline()
+    from lorasp.profiling.measure import profile_cell
+
+    print(profile_cell(config, options.model, options.method))
+
+
+def plan(options: argparse.Namespace) -> None:
+    config = load_config(options.config or Path("config", f"{options.scale}.yaml"))
+    server.offline()
+    from lorasp.planning.plan import make_plan, write_plan
+    from lorasp.planning.text import as_text
+
+    made = make_plan(config, options.only, options.gpu, options.utilisation)
+    if options.out:
+        write_plan(options.out, made)
+    print(json.dumps(made, indent=1) if options.json else as_text(made))
+
+
+def simulate(options: argparse.Namespace) -> None:
+    if min(options.batch, options.length) < 1:
+        raise UsageError("--batch and --length must be at least 1")
+    if options.planned and not options.config:
+        raise UsageError("--planned needs --config, such as config/simulated.yaml")
+    config = load_config(options.config) if options.config else None
+    held = {key: getattr(options, key) for key in ("quantize", "recompute")}
+    changed = settings(options.set) | {key: value for key, value in held.items() if value}
+    server.offline()
+    from lorasp.profiling import simulations
+
+    if config and options.planned:
+        print(simulations.simulate_cells(config, options.model, options.method))
+        return
+    shape = (options.batch, options.length)
+    resolved, folder = simulations.ask(
+        options.model, options.method, shape, options.dtype, changed, config
+    )
+    step = simulations.simulation(resolved, folder)
+    if not options.json:
+        print(simulations.as_text(resolved, step))
+        return
+    counts = {f"{name}_parameters": n for name, n in step["parameters"].items()}
+    asked = {"model": options.model, "method": options.method, **resolved["profile"]}
+    asked |= {"settings": resolved["method"]["settings"], "runtime": resolved["runtime"]}
+    found = {key: value for key, value in step.items() if key != "parameters"}
+    print(json.dumps(asked | found | counts, indent=1))
+
+
+def report(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    if options.compare:
+        from lorasp.report.compare import write_comparison
+
+        print(write_comparison(config, tuple(options.compare), options.out))
+        return
+    from lorasp.report import write_report
+
+    print(write_report(config, options.out))
+
+
+def audit(options: argparse.Namespace) -> None:
+    server.offline()
+    from lorasp.claims import audit as stage
+
+    findings = stage.audit(options.claims)
+    if options.out:
+        stage.write_audit(options.out, options.claims, findings)
+    print(json.dumps(findings, indent=1) if options.json else stage.as_text(findings))
+
+
+def doctor(options: argparse.Namespace) -> None:
+    from lorasp.doctor import examine, refusal
+
+    config = load_config(options.config)
+    findings = examine(config)
+    if options.json:
+        print(json.dumps(findings, indent=1))
+    else:
+        for finding in findings:
+            state = "ok     " if finding["met"] else "missing"
+            print(f"{state} {finding['what']}: {finding['found']}")
+    if sentence := refusal(config, findings):
+        raise WorkError(sentence)
+
+
+def methods(options: argparse.Namespace) -> None:
+    config = load_config(options.config) if options.config else None
+    if config is None:
+        config = {"methods": read_yaml(METHODS)}
+    listed = [resolve_method(config, name) for name in config["methods"]]
+    if options.json:
+        keys = ("name", "family", "label", "source", "settings", "trainable_rule")
+        print(json.dumps([{key: method[key] for key in keys} for method in listed], indent=1))
+        return
+    for method in listed:
+        shown = " ".join(f"{key}={value}" for key, value in method["settings"].items())
+        print(f"{method['name']:16} {method['family']:8} {method['trainable_rule']}")
+        print(f"{'':16} {method['source']}" + (f"\n{'':16} {shown}" if shown else ""))
+
+
+def bench(options: argparse.Namespace) -> None:
+    for name in ("rounds", "cores"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise UsageError(f"--{name} is {number}; allowed is a whole number from 1")
+    out, every = options.out, options.name == "all"
+    if out and (out.is_file() if every else out.is_dir()):
+        needed = (
+            "the folder of all answers" if every else f"a file, such as {out / options.name}.json"
+        )
+        raise UsageError(f"--out {out} is a {'file' if every else 'folder'}; name {needed}")
+    server.offline()
+    from lorasp.bench.measure import as_text
+    from lorasp.bench.run import refuse_broken, run, run_all
+
+    if every:
+        run_all(options.rounds, options.cores, options.json, out)
+        return
+    found = run(options.name, options.rounds, options.cores)
+    print(json.dumps(found, indent=1) if options.json else as_text(found))
+    refuse_broken(found, out)
+    if out:
+        write_json(out, found, "bench")
+
+
+def serve(options: argparse.Namespace) -> int:
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError("serve needs a command: lorasp serve -- snakemake --cores all")
+    from lorasp.cli import main
+
+    return server.serve(command, main)
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
+    command.__name__: command
+    for command in (
+        *(prepare, train, evaluate, profile, plan, simulate),
+        *(report, audit, doctor, methods, bench, serve),
+    )
+}

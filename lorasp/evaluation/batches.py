@@ -22,17 +22,18 @@ def map_by_length(
 ) -> list[Result]:
     """`run` on padded model inputs, each tensor (batch, longest); results in the rows' order.
 
-    The longest come first: what does not fit into memory fails at once, not at the end.
+    The longest come first: what does not fit into memory fails at once, not at the end. `rows` are
+    tokens as `prepare` leaves them, with their `length`.
     """
+    lengths = rows["length"][:]
     rows = rows.select_columns([name for name in INPUTS if name in rows.column_names])
-    lengths = [len(ids) for ids in rows["input_ids"]]
     order = sorted(range(len(lengths)), key=lambda index: -lengths[index])
     collate = DataCollatorWithPadding(tokenizer)
     results: dict[int, Result] = {}
     with torch.inference_mode(), tqdm(total=len(order), desc=title, unit="ex") as progress:
         for start in range(0, len(order), batch_size):
             indices = order[start : start + batch_size]
-            features: list[dict[str, Any]] = [rows[index] for index in indices]
+            features: Any = rows[indices]  # read at once: row by row takes twice the time
             batch = collate(features)
             outputs = run({name: values.to(device) for name, values in batch.items()})
             results |= zip(indices, outputs, strict=True)

@@ -16,13 +16,12 @@ from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lorasp.adapters import protect_unselected
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Cell, data_folder, resolve
 from lorasp.data.load import check_folder, load_split
@@ -31,6 +30,7 @@ from lorasp.metrics import classification_metrics, regression_metrics
 from lorasp.models import load_model, load_tokenizer
 from lorasp.recompute import recompute_activations
 from lorasp.results import provenance, write_json
+from lorasp.training.callbacks import Progress, Selection
 
 
 def train_cell(
@@ -63,6 +63,8 @@ def train_cell(
     torch.set_num_threads(resolved["runtime"]["threads"])
     # Deterministic kernels where there are any; a warning names the ones that are not.
     torch.use_deterministic_algorithms(True, warn_only=True)
+    # It also fills new memory with NaN, which only helps to find who reads what was never written.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     tokenizer = load_tokenizer(model_folder)
     model = apply_method(load_model(resolved, model_folder), resolved)
     recompute_activations(model, resolved)
@@ -294,8 +296,10 @@ class CellTrainer(Trainer):
     causal = False  # causal models divide by the tokens of the whole batch themselves
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        # the Trainer would drop the lengths and count anew
-        return super()._get_train_sampler(self.train_dataset)
+        # the Trainer would drop the lengths and count anew, or read them one by one from the disk
+        rows: Any = self.train_dataset
+        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
+        return LengthGroupedSampler(batch_size, lengths=rows["length"][:])
 
     def compute_loss(
         self,
@@ -309,55 +313,3 @@ class CellTrainer(Trainer):
         outputs = model(**inputs)
         loss = outputs.loss * (inputs["labels"] != -100).sum() / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
-
-
-class Selection(TrainerCallback):
-    """LoRA-SP with `resample`: draw the masks again each step or epoch; hold unselected entries."""
-
-    def __init__(self, model: torch.nn.Module) -> None:
-        self.model = model
-        config = next(iter(getattr(model, "peft_config", {}).values()), None)
-        self.resample = getattr(config, "resample", "never")
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resample != "never":
-            optimizer = kwargs["optimizer"]
-            protect_unselected(getattr(optimizer, "optimizer", optimizer), self.model)
-
-    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resample == "step":
-            self.model.base_model.resample_selection(state.global_step)  # type: ignore[operator,union-attr]
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resample == "epoch":
-            self.model.base_model.resample_selection(round(state.epoch or 0))  # type: ignore[operator,union-attr]
-
-
-class Progress(TrainerCallback):
-    """One line on stderr with loss, rate and time left; stops at a loss that is no number."""
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        from tqdm import tqdm
-
-        # in a log file a line every ten seconds is enough
-        interval = 0.1 if sys.stderr.isatty() else 10.0
-        self.bar = tqdm(total=state.max_steps, unit="step", mininterval=interval, desc="train")
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.update(state.global_step - self.bar.n)
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        logs = logs or {}
-        # train_loss, the mean of all steps, comes last: it tells of steps after the last loss
-        loss = logs.get("loss", logs.get("train_loss"))
-        if loss is None:
-            return
-        self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
-        if not math.isfinite(loss):
-            raise WorkError(
-                f"the loss became {loss} at step {state.global_step}: this run diverged; "
-                "lower its learning_rate or use another precision"
-            )
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()

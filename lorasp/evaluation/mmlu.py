@@ -1,23 +1,25 @@
 """MMLU, 5-shot, by lm-eval's own tasks: its prompts, its scoring, its standard errors."""
 
 import logging
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import lm_eval.api.task
+import lm_eval.utils
 import torch
 from datasets import Dataset
 from lm_eval.api.group import Group
+from lm_eval.api.model import LM
 from lm_eval.api.task import ConfigurableTask
 from lm_eval.evaluator import evaluate as run_tasks
-from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from pyarrow import parquet
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerBase
 
 from lorasp.errors import WorkError
+from lorasp.evaluation.prefix_cache import PrefixCacheLM
 from lorasp.models import DTYPES
 
 SHOTS = 5
@@ -27,6 +29,8 @@ TEMPLATE = "mmlu_abstract_algebra"  # any stock subject: they differ in name and
 logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # A bar a subject for the writing of its prompts would bury the one for the model's work.
 lm_eval.api.task.tqdm = partial(tqdm, disable=True)
+# The template of a prompt would be compiled again for every question and every shot: 80 s in all.
+lm_eval.utils.env.from_string = lru_cache(lm_eval.utils.env.from_string)
 
 
 def evaluate(
@@ -42,7 +46,7 @@ def evaluate(
     as in lm-eval's group `mmlu`. A subject of one question has no standard error.
     """
     precision = resolved["runtime"]["precision"]
-    lm = HFLM(
+    lm = PrefixCacheLM(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=batch_size,
@@ -52,22 +56,31 @@ def evaluate(
         softmax_dtype=torch.float32,
     )
     tasks = subject_tasks(benchmark)
-    group = Group.from_config(_stock()["mmlu"] | {"task": None})
-    for task in tasks.values():
-        group.add(task)
-    # 'simple_evaluate' would do the same and spend a second on listing the machine's packages;
-    # one bootstrap iteration, because with none lm-eval leaves out the closed form too
-    found = run_tasks(
-        lm,
-        {"tasks": {task.task_name: task for task in tasks.values()}, "groups": {"mmlu": group}},
-        bootstrap_iters=1,
-        log_samples=False,
-    )["results"]
+    found = score(lm, tasks)
     subjects = {subject: _accuracy(found[task.task_name]) for subject, task in tasks.items()}
     whole = _accuracy(found["mmlu"])
     split = resolved["task"]["evaluate"][0]
     size = whole.pop("n")
     return {"splits": {split: {"n": size, "metrics": {"accuracy": whole}}}, "subjects": subjects}
+
+
+def score(lm: LM, tasks: dict[str, ConfigurableTask]) -> dict[str, Any]:
+    """What lm-eval finds in each task, by its name, and in all of them together as `mmlu`.
+
+    'simple_evaluate' would do the same and spend a second on listing the machine's packages. The
+    answers themselves stay in the tasks' `instances`.
+    """
+    group = Group.from_config(_stock()["mmlu"] | {"task": None})
+    for task in tasks.values():
+        group.add(task)
+    # one bootstrap iteration, because with none lm-eval leaves out the closed form too
+    found: dict[str, Any] = run_tasks(
+        lm,
+        {"tasks": {task.task_name: task for task in tasks.values()}, "groups": {"mmlu": group}},
+        bootstrap_iters=1,
+        log_samples=False,
+    )["results"]
+    return found
 
 
 def subject_tasks(benchmark: Path) -> dict[str, ConfigurableTask]:

@@ -9,8 +9,6 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from lorasp.claims import claims_file
 from lorasp.errors import UsageError, WorkError
 from lorasp.results import fingerprint, first_error, read_yaml
@@ -50,7 +48,7 @@ def load_config(path: Path) -> Config:
     if not path.is_file():
         raise UsageError(f"there is no configuration {path}; shipped are config/*.yaml")
     config = _with_parents(path)
-    config["methods"] = _merge(yaml.safe_load(METHODS.read_text()), config.get("methods", {}))
+    config["methods"] = _merge(read_yaml(METHODS), config.get("methods", {}))
     if problem := first_error(config, "config"):
         raise UsageError(f"{path}: {problem}")
     _check_names(path, config)

@@ -9,6 +9,7 @@ started alone. Without a server the same commands simply run by themselves.
 
 import array
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,11 +21,12 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 VARIABLE = "LORASP_SERVER"
+TIMES = "LORASP_TIMES"  # a file that each job adds a line to: its command and seconds of work
 PRELOADED = (
     "torch",
     "transformers",
@@ -37,7 +39,15 @@ PRELOADED = (
     "lorasp.evaluation.translation",
     "lorasp.report",
     "lorasp.profiling.measure",
+    "lorasp.profiling.simulate",
+    "lorasp.planning.plan",
     "lorasp.data.prepare",
+    "lorasp.commands",
+    # what transformers, PEFT and the hub's client import at the first use
+    "transformers.models.roberta.modeling_roberta",
+    "transformers.models.t5.modeling_t5",
+    "transformers.models.llama.modeling_llama",
+    "jinja2",
 )
 Main = Callable[[list[str]], int]
 
@@ -90,6 +100,10 @@ def _listen(listener: socket.socket, main: Main) -> None:
     os.setpgrp()  # an interrupt at the terminal is for the command; we end after it
     for name in PRELOADED:
         importlib.import_module(name)
+    _warm_up()
+    # or each job's first collection would look through, and so copy, all that has been imported
+    gc.collect()
+    gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children report by themselves
     while True:
         connection, _ = listener.accept()
@@ -113,7 +127,7 @@ def _child(connection: socket.socket, main: Main) -> None:
     # when the caller is killed its end of the socket closes, and so must we
     threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
     code = 1
-    with contextlib.suppress(KeyboardInterrupt):
+    with contextlib.suppress(KeyboardInterrupt), _timed(request["arguments"][0]):
         code = main(request["arguments"])
     # the caller leaves as soon as it has the answer, which is no reason to be interrupted
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -122,6 +136,31 @@ def _child(connection: socket.socket, main: Main) -> None:
     with contextlib.suppress(OSError):
         connection.sendall(bytes([code]))
     os._exit(code)
+
+
+@contextlib.contextmanager
+def _timed(command: str) -> Iterator[None]:
+    """Tell what the block took to the file that TIMES names, where it names one.
+
+    A line is JSON: the command, seconds of wall time, and of CPU time, user and system, in the
+    process and its children.
+    """
+    before = os.times()
+    yield
+    if file := os.environ.get(TIMES):
+        user, system, children, theirs, wall = (
+            after - was for after, was in zip(os.times(), before, strict=True)
+        )
+        spent = {"wall": wall, "user": user + children, "system": system + theirs}
+        with open(file, "a") as times:
+            times.write(json.dumps({"command": command, **spent}) + "\n")
+
+
+def _warm_up() -> None:
+    """What transformers works out at the first model that it loads, for all its architectures."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    get_checkpoint_conversion_mapping("roberta")
 
 
 def _set_threads() -> None:

@@ -16,6 +16,7 @@ import json, os, signal, sys, time
 from pathlib import Path
 from lorasp import serve
 serve.PRELOADED = ("torch",)
+serve._warm_up = lambda: None
 
 def work(arguments):
     import torch
@@ -40,6 +41,9 @@ def work(arguments):
                 time.sleep(600)
             finally:
                 Path("cleaned").touch()
+        case ["spin"]:
+            while time.process_time() < 0.2:
+                pass
         case ["crash"]:
             os.kill(os.getpid(), signal.SIGKILL)
     return 0
@@ -102,6 +106,21 @@ sys.exit(process.returncode)
     # it did run in the server: a process other than the client
     assert told["pid"] != int(done.stdout)
     assert done.stderr == ""
+
+
+def test_a_job_tells_what_it_took(scripts: Path) -> None:
+    """Where it is asked to: its work alone, which another process's is no part of."""
+    done = under_server("""
+asked = {**os.environ, "LORASP_TIMES": "times.jsonl"}
+sys.exit(job("tell", "7", env=asked, stdin=subprocess.DEVNULL).wait() - 7
+         or job("spin", env=asked).wait() or job("spin").wait())
+""")
+    assert done.returncode == 0, done.stderr
+    told, spun = map(json.loads, (scripts / "times.jsonl").read_text().splitlines())
+    assert (told["command"], spun["command"]) == ("tell", "spin")
+    assert set(spun) == {"command", "wall", "user", "system"}
+    # process_time starts with the process, some milliseconds before the work
+    assert spun["user"] + spun["system"] > 0.1 > told["user"] + told["system"]
 
 
 def test_without_a_server_a_command_runs_by_itself(

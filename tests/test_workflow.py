@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import torch
 
-from lorasp.bench import copy_checkout, run_smoke
+from lorasp.bench.pipeline import copy_checkout, run_smoke
 from lorasp.config import Cell, cells, load_config
 from lorasp.results import read_json
 

@@ -1,6 +1,7 @@
 """The work in a run, before it is prepared: a model's shape, rows of data, tokens in an example."""
 
 import json
+from collections import Counter
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -131,19 +132,23 @@ def rows_of(config: Config, name: str) -> dict[str, int]:
                 counts[split] = counts.get(split, 0) + known["rows"]
         return counts
     if entry["source"]["kind"] == "generated":
-        from lorasp.data import generated
-
-        counts = {}
-        for table, rows in generated.tables(entry["source"]["task"]).items():
-            split = table.split("/")[-1]
-            counts[split] = counts.get(split, 0) + len(rows)
-        return counts
+        return dict(_generated_rows(entry["source"]["task"]))
     found = dict(_fact(entry).get("rows", {}))
     for split, most in entry.get("rows", {}).items():
         # the limit is for each subject; questions of another source have none or few
         most *= SUBJECTS if found and entry.get("layout") == "mmlu" else 1
         found[split] = min(found.get(split, most), most)
     return found
+
+
+@cache
+def _generated_rows(task: str) -> dict[str, int]:
+    from lorasp.data import generated
+
+    counts: Counter[str] = Counter()
+    for table, rows in generated.tables(task).items():
+        counts[table.split("/")[-1]] += len(rows)
+    return counts
 
 
 def _fact(entry: dict[str, Any]) -> dict[str, Any]:

@@ -21,9 +21,7 @@ from lorasp.config import (
     stage_code,
 )
 from lorasp.errors import UsageError, WorkError
-from lorasp.models import head_labels
 from lorasp.profiling.cells import CODE, cells_of, libraries, resolve_cell
-from lorasp.profiling.storage import KINDS, PHASES
 from lorasp.public_models import public_models
 from lorasp.results import fingerprint, provenance, read_json, sha256_of, write_json
 
@@ -34,6 +32,7 @@ GIB, TERA = 2**30, 1e12
 
 def simulation(resolved: dict[str, Any], folder: Path | None = None) -> dict[str, Any]:
     """What `simulate` returns: from the cache, where the same code has simulated the same step."""
+    _check_length(resolved)
     question = _question(resolved, folder)
     path = CACHE / f"{fingerprint(question)[:32]}.json"
     with suppress(WorkError):  # none there, or not one that this code has written
@@ -41,7 +40,6 @@ def simulation(resolved: dict[str, Any], folder: Path | None = None) -> dict[str
         return kept
     from lorasp.profiling.simulate import simulate  # seconds of imports
 
-    _check_length(resolved)
     step = simulate(resolved, folder)
     try:
         write_json(path, {"question": question, "step": step}, "step")
@@ -65,6 +63,8 @@ def _check_length(resolved: dict[str, Any]) -> None:
 
 def _question(resolved: dict[str, Any], folder: Path | None) -> dict[str, Any]:
     """All that decides a simulated step; names and labels do not."""
+    from lorasp.models import head_labels  # seconds of imports too
+
     model, method = resolved["model"], resolved["method"]
     return {
         "model": sha256_of(folder / "config.json") if folder else model["name"],
@@ -142,6 +142,8 @@ def prepared(config: Config | None, model: str) -> Path:
 
 def as_text(resolved: dict[str, Any], step: dict[str, Any]) -> str:
     """The answer for a terminal: what is held in each phase, in GiB, and what is computed."""
+    from lorasp.profiling.storage import KINDS, PHASES
+
     kinds = [kind for kind in KINDS if any(p["kinds"].get(kind) for p in step["phases"].values())]
     runtime, shape = resolved["runtime"], resolved["profile"]
     settings = " ".join(f"{k}={v}" for k, v in resolved["method"].get("settings", {}).items())
@@ -159,6 +161,7 @@ def as_text(resolved: dict[str, Any], step: dict[str, Any]) -> str:
         row = "".join(f"{peak['kinds'].get(kind, 0) / GIB:13.2f}" for kind in kinds)
         lines.append(f"{phase:10}{peak['peak_bytes'] / GIB:9.2f}{row}")
     trained, total = step["parameters"]["trainable"], step["parameters"]["total"]
+    flops = step["flops_by_phase"]
     return "\n".join(
         [
             *lines,
@@ -166,16 +169,10 @@ def as_text(resolved: dict[str, Any], step: dict[str, Any]) -> str:
             f"peak {step['peak_bytes'] / GIB:.2f} GiB, of which the activations kept for the "
             f"backward pass are {step['kept']['activations'] / GIB:.2f} GiB",
             f"{step['flops'] / TERA:.2f} TFLOP in matrix products and attention: "
-            + ", ".join(
-                f"{n / TERA:.2f} {phase}" for phase, n in _in_order(step["flops_by_phase"])
-            ),
+            + ", ".join(f"{flops[phase] / TERA:.2f} {phase}" for phase in PHASES if phase in flops),
             f"{trained:,} of {total:,} parameters are trained",
         ]
     )
-
-
-def _in_order(by_phase: dict[str, int]) -> list[tuple[str, int]]:
-    return [(phase, by_phase[phase]) for phase in PHASES if phase in by_phase]
 
 
 def simulate_cells(config: Config, model: str, method: str) -> Path:

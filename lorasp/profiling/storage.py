@@ -21,7 +21,6 @@ from torch.utils.weak import WeakIdKeyDictionary
 KINDS = ("weights", "masks", "optimizer", "gradients", "copies", "activations", "temporaries")
 PHASES = ("forward", "backward", "optimizer")
 aten = torch.ops.aten
-DEVICE = torch.ops.prim.device.default
 COPIES = {aten._to_copy.default}
 # Bytes that an operator takes and gives back inside, where no mode sees them.
 SCRATCH: dict[Any, Callable[..., int]] = {}
@@ -116,6 +115,10 @@ class LiveStorage(TorchDispatchMode):
                 return "copies"
         return "activations" if self.phase == "forward" else "temporaries"
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in FakeMode
+
     def __torch_dispatch__(
         self,
         func: Any,
@@ -123,8 +126,6 @@ class LiveStorage(TorchDispatchMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        if func is DEVICE:  # two of three calls on fake tensors, and nothing is made
-            return args[0].fake_device
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
         if (formula := flop_registry.get(func._overloadpacket)) is not None:

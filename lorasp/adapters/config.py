@@ -99,8 +99,11 @@ class LoraSpConfig(LoraConfig):
         for name, rank in {"r": self.r, **_pattern("rank_pattern", self.rank_pattern)}.items():
             if not _is_integer(rank) or rank < 1:
                 raise UsageError(f"{name} is {rank!r}; allowed: a positive integer.")
-        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout < 1:
-            raise UsageError(f"lora_dropout is {self.lora_dropout!r}; allowed: a number in [0, 1).")
+        # what stays is divided by one minus the rate, which is rounded to a multiple of 2^-16
+        if not _is_number(self.lora_dropout) or not 0 <= self.lora_dropout <= 0.999:
+            raise UsageError(
+                f"lora_dropout is {self.lora_dropout!r}; allowed: a number in [0, 0.999]."
+            )
         if not isinstance(self.init_lora_weights, bool):
             raise UsageError(
                 f"init_lora_weights is {self.init_lora_weights!r}; allowed: True (B starts at "

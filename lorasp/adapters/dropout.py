@@ -46,5 +46,5 @@ def kept_scale(
     kept: torch.Tensor, shape: torch.Size, rate: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """What dropout multiplies by: 0 or 1 / (1 - rate), a tensor of `shape` and `dtype`."""
-    values = torch.tensor((0, 1 / (1 - rounded_rate(rate))), dtype=dtype, device=kept.device)
-    return unpack_bits(kept.view(torch.uint8), prod(shape), values).view(shape)
+    scale = 1 / (1 - rounded_rate(rate))
+    return unpack_bits(kept.view(torch.uint8), prod(shape), dtype, scale).view(shape)

@@ -38,8 +38,8 @@ def adapted_linear(x: torch.Tensor, adapter: Adapter) -> torch.Tensor:
     """The layer's output (..., out) for inputs (..., in), in the dtype of the base layer's output.
 
     Base layers are torch's Linear, transformers' Conv1D, and bitsandbytes' Linear4bit and
-    Linear8bitLt, all frozen. Under autocast everything is computed in its dtype, otherwise the
-    adapter in its own, as in PEFT.
+    Linear8bitLt, all frozen. Under autocast everything but a 4-bit product is computed in its
+    dtype, otherwise the adapter in its own, as in PEFT. There are no second derivatives.
     """
     out: torch.Tensor = AdaptedLinear.apply(
         x, _plain_weight(adapter.base), adapter.a.values, adapter.b.values, adapter
@@ -64,13 +64,16 @@ class AdaptedLinear(torch.autograd.Function):
         rows = x.reshape(-1, x.shape[-1])
         kept = draw_kept(rows.shape, adapter.dropout, x.device) if adapter.dropout else None
         merges = kept is None and autocast is None and _merging_pays(rows, weight, dtype)
+        if weight is None:  # bitsandbytes' layers see to autocast themselves
+            out = adapter.base(rows)
         with _without_autocast(x, autocast):
             a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
             if weight is not None and merges:
                 merged = torch.addmm(weight, b, a, alpha=adapter.scaling)
                 out = F.linear(rows, merged, adapter.base.bias)
             else:
-                out = _base_product(adapter.base, rows, weight, autocast)
+                if weight is not None:
+                    out = _base_product(adapter.base, rows, weight, autocast)
                 # Not in place: selective recomputation may have kept the product as it is.
                 out = _plus_product(
                     out, _dropped(rows.to(dtype), kept, adapter) @ a.t(), b, adapter
@@ -152,11 +155,8 @@ def _merging_pays(rows: torch.Tensor, weight: torch.Tensor | None, dtype: torch.
 
 
 def _base_product(
-    base: Any, rows: torch.Tensor, weight: torch.Tensor | None, autocast: torch.dtype | None
+    base: Any, rows: torch.Tensor, weight: torch.Tensor, autocast: torch.dtype | None
 ) -> torch.Tensor:
-    if weight is None:  # bitsandbytes' layers convert their inputs and outputs themselves
-        out: torch.Tensor = base(rows)
-        return out
     if autocast is None:
         return F.linear(rows, weight, base.bias)
     bias = None if base.bias is None else base.bias.to(autocast)

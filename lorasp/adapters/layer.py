@@ -10,6 +10,7 @@ from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 from transformers.pytorch_utils import Conv1D
 
 from .config import LoraSpConfig
@@ -126,7 +127,7 @@ class LoraSpLayer(nn.Module, LoraLayer):
     def _only_adapter(self) -> Adapter | None:
         """The adapter at work, None where PEFT's forward has to see to it."""
         at_work = [name for name in self.active_adapters if name in self.lora_A]
-        if self.disable_adapters or self.merged or len(at_work) != 1:
+        if self.disable_adapters or self.merged or len(at_work) != 1 or _has_any_global_hook():
             return None
         name = at_work[0]
         a: Any = self.lora_A[name]
@@ -141,8 +142,9 @@ class LoraSpLayer(nn.Module, LoraLayer):
 
 def _is_untouched(part: Any) -> bool:
     """Whether a module computes what its class says: no hooks, no other forward, no subclass."""
-    hooks = (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks)
-    return type(part) in PARTS and not any(hooks) and "forward" not in part.__dict__
+    forward = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
+    backward = part._backward_hooks or part._backward_pre_hooks
+    return type(part) in PARTS and not forward and not backward
 
 
 def scaling(config: LoraSpConfig, plan: ModulePlan) -> float:

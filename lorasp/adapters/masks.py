@@ -113,18 +113,20 @@ def pack_bits(mask: torch.Tensor) -> torch.Tensor:
     return (flat.view(-1, 8) << places).sum(dim=1, dtype=torch.uint8)
 
 
-def unpack_bits(bits: torch.Tensor, numel: int, values: torch.Tensor | None = None) -> torch.Tensor:
+def unpack_bits(
+    bits: torch.Tensor, numel: int, dtype: torch.dtype = torch.bool, one: float = 1
+) -> torch.Tensor:
     """The inverse of `pack_bits`: a flat tensor of `numel` entries on the same device.
 
     Args:
         bits: (at least ceil(numel / 8),) uint8.
-        values: what stands for 0 and for 1, (2,) of any dtype; False and True by default.
+        dtype: of the result.
+        one: what stands for a bit that is set.
     """
-    device = bits.device
-    places = torch.arange(8, dtype=torch.uint8, device=device)
-    every_byte = torch.arange(256, dtype=torch.uint8, device=device)
+    places = torch.arange(8, dtype=torch.uint8, device=bits.device)
+    every_byte = torch.arange(256, dtype=torch.uint8, device=bits.device)
     # A table of the eight entries of each byte: looking rows up is several times as fast as shifts.
-    table = ((every_byte.unsqueeze(1) >> places) & 1).bool()
-    if values is not None:
-        table = torch.where(table, values[1], values[0])
+    table = ((every_byte.unsqueeze(1) >> places) & 1).to(dtype)
+    if one != 1:
+        table = table * one
     return table.index_select(0, bits.int()).view(-1)[:numel]

@@ -25,7 +25,7 @@ from lorasp.errors import UsageError
         ({"r": -1}, "r is -1; allowed: a positive integer"),
         ({"r": 0}, "r is 0; allowed"),
         ({"rank_pattern": {"query": -2}}, r"rank_pattern\['query'\] is -2; allowed"),
-        ({"lora_dropout": 1.0}, r"lora_dropout is 1.0; allowed: a number in \[0, 1\)"),
+        ({"lora_dropout": 1.0}, r"lora_dropout is 1.0; allowed: a number in \[0, 0.999\]"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'; allowed: True .* or False"),
         ({"init_lora_weights": "gaussian"}, "init_lora_weights is 'gaussian'; allowed"),
         ({"use_dora": True}, "use_dora does not work with LoRA-SP"),

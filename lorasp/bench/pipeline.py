@@ -84,7 +84,10 @@ def judged(runs: Sequence[Run], cores: int) -> dict[str, Any]:
         "allowed": "all, the same in every run",
         "met": told == recorded + 1 and _same(counts) == "yes",
     }
-    what = f"the smoke scale on {cores} cores, nothing prepared, {len(runs)} runs of {told} jobs"
+    what = (
+        f"the smoke scale on {cores} cores, nothing prepared, {len(runs)} runs of {told} jobs; "
+        "pure compute is the user CPU time of its jobs, divided by the cores"
+    )
     return measure.result("pipeline", what, cases, figures, [check])
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy import stats
 from transformers import AutoTokenizer
 
 from lorasp.bench import glue, measure
@@ -22,14 +23,24 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(glue, "ROWS", {"train": 16, "validation": 8})
 
 
-@pytest.mark.parametrize("task", ["sst2", "mrpc"])
+def cut(mean: float, deviation: float) -> tuple[float, float]:
+    """Mean and standard deviation of a log-normal that is cut at 128, by quadrature."""
+    spread = math.sqrt(math.log(1 + (deviation / mean) ** 2))
+    middles = (np.arange(100_000) + 0.5) / 100_000
+    whole = stats.lognorm.ppf(middles, spread, scale=mean * math.exp(-(spread**2) / 2))
+    values = np.minimum(whole, 128)
+    return float(values.mean()), float(values.std())
+
+
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "rte"])
 def test_all_read_the_same_tokens_in_the_lengths_that_are_told(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, task: str
 ) -> None:
     monkeypatch.setattr(glue, "SIZES", {"hidden_size": 32, "num_hidden_layers": 1})
     config = glue.prepared(tmp_path, task, 1)
     tokenizer = AutoTokenizer.from_pretrained(data_folder(config, "models", "roberta"))
-    for split, (mean, deviation) in glue.LENGTHS[task].items():
+    for split, lengths in glue.LENGTHS[task].items():
+        mean, deviation = cut(*lengths)
         ours = load_split(data_folder(config, "tokens", "roberta", task), split)
         rows = load_split(data_folder(config, task), split)
         # five standard errors of the mean
@@ -61,26 +72,26 @@ def test_nine_labels_of_ten_are_told_by_the_words() -> None:
     ("ours", "theirs", "met"),
     [
         ([88.0, 90.0], [90.0, 90.0], True),
-        ([84.0], [90.0], False),  # errors of 2.3 and 1.9: the margin is 5.9
-        ([84.2], [90.0], True),
-        ([90.0], [83.0, 85.0], False),  # better by as much is another run as well
+        ([86.9], [90.0], False),
+        ([85.0, 89.2], [90.0], True),  # seeds may differ by more
+        ([90.0], [86.0, 87.0], False),  # better by as much is another run as well
         ([60.0], [60.0], False),  # equal, and next to chance: nothing was learned
     ],
 )
-def test_accuracies_are_the_same_within_two_standard_errors(
+def test_accuracies_are_the_same_within_three_points(
     ours: list[float], theirs: list[float], met: bool
 ) -> None:
-    check = glue.same_accuracy("sst2", ours, theirs)
+    check = glue.same_accuracy("sst2", glue.DYNAMIC, ours, theirs)
     assert check["met"] is met
-    assert f"mean of {len(ours)} seeds" in check["what"]
+    assert f"{glue.DYNAMIC}, mean of {len(ours)} seeds" in check["what"]
 
 
 def test_the_answer(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Everyone is run, the clock says what the test says, the goal is for the task that gains less.
+    """Everyone is run, the clock says what the test says, the goal is that of the smallest gain.
 
     24 examples in 2 s are 12 a second.
     """
-    clocks = iter([(2.0, 7.0, 3.0), (4.0, 10.0, 5.0)])
+    clocks = iter([(2.0, 7.0, 3.0), (4.0, 10.0, 5.0), (2.0, 6.0, 3.0)])
 
     def in_turn(contestants: dict[str, Any], rounds: int) -> measure.Seconds:
         for run in contestants.values():
@@ -90,12 +101,15 @@ def test_the_answer(tiny: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.setattr(measure, "in_turn", in_turn)
     found = glue.bench(rounds=2, cores=1)
-    first, second = (case["values"] for case in found["cases"])
+    first, second, _ = (case["values"] for case in found["cases"])
     assert first[glue.OURS] == {"median": 12, "q1": 12, "q3": 12}
     assert second[glue.DYNAMIC]["median"] == pytest.approx(24 / 5)
     (goal,) = found["goals"]
     assert (goal["goal"], goal["median"], goal["met"]) == ("glue.speed", 2.5, True)
-    assert ["2 seeds" in check["what"] for check in found["checks"]] == [True, True]
+    told = [check["what"] for check in found["checks"]]
+    for task in ("sst2", "mrpc", "rte"):
+        for peer in (glue.PEER, glue.DYNAMIC):
+            assert told.count(f"{task}: accuracy of ours and of {peer}, mean of 2 seeds") == 1
     times = {name: "2026-01-01T00:00:00+00:00" for name in ("started", "finished")}
     write_json(tmp_path / "glue.json", {**found, **times, "load": 0.1}, "bench")
 

@@ -76,7 +76,8 @@ class PrefixCacheLM(HFLM):
     the prompts runs on them in batches, and only the outputs that a continuation is scored by go
     through the model's head. Whatever would gain nothing, or cannot be cached exactly, is left to
     `hf`: short or rare prefixes, encoder-decoders, recurrent states, prompt tuning, rotary
-    embeddings that depend on the length, and a model whose first answer differs.
+    embeddings that depend on the length, a model whose first answers differ, and several processes:
+    what they exchange must happen equally often in each.
     """
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -91,7 +92,12 @@ class PrefixCacheLM(HFLM):
     ) -> list[Answer]:
         """Log-likelihood of each continuation, and whether it is what the model would write."""
         found: dict[int, Answer] = {}
-        if self._agrees is not False and self.backend == "causal" and can_share(self.model):
+        if (
+            self.world_size == 1
+            and self._agrees is not False
+            and self.backend == "causal"
+            and can_share(self.model)
+        ):
             found = self._shared(requests, disable_tqdm, override_bs)
         rest = [index for index in range(len(requests)) if index not in found]
         if rest:
@@ -146,18 +152,28 @@ class PrefixCacheLM(HFLM):
         scores = self._scores([shortest], whole)
         cache = cropped(whole, length)
         if self._agrees is None:
-            again = self._scores([shortest, others[0]], cache, length)
+            # One that goes on differently too: in a model that looks ahead, the shortest question
+            # has left keys that are right for itself alone.
+            after = shortest.tokens[length]
+            other = next((one for one in others if one.tokens[length] != after), others[0])
+            again = self._scores([shortest, other], cache, length)
             dtype = self.mixed_precision_dtype or self.model.dtype
-            self._agrees = near(again[: len(scores)], scores, TOLERANCE_OF.get(dtype, TOLERANCE))
+            tolerance = TOLERANCE_OF.get(dtype, TOLERANCE)
+            self._agrees = near(again[: len(scores)], scores, tolerance) and near(
+                again[len(scores) :], self._scores([other], DynamicCache()), tolerance
+            )
             if not self._agrees:
                 log.warning("this model's cache is not exact: hf-prefix-cache runs it as hf does")
                 return
         yield [shortest], scores
-        # A pass has no more tokens than `size` whole prompts. The longest come first: if memory is
-        # short, it shows at once.
+        # A pass has no more tokens than `size` whole prompts, and a layer, where the prefix is
+        # copied for each row, no more keys than all layers have for these prompts. The longest come
+        # first: if memory is short, it shows at once.
         others.reverse()
         tails = [len(question.tokens) - length for question in others]
-        for part in passes(tails, size * (length + tails[0]), self._overhead):
+        tokens = size * (length + tails[0])
+        keys = tokens * len(cache.layers)
+        for part in passes(tails, length, tokens, keys, self._overhead):
             yield others[part], self._scores(others[part], cache, length)
 
     def _scores(

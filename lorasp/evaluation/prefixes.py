@@ -61,20 +61,23 @@ def shared_prefixes(
     return [Group(length, order[start:end]) for length, start, end in chosen]
 
 
-def passes(lengths: Sequence[int], budget: int, overhead: int) -> list[slice]:
+def passes(
+    lengths: Sequence[int], before: int, tokens: int, keys: int, overhead: int
+) -> list[slice]:
     """The cheapest cut of descending lengths into passes, each padded to its longest.
 
-    A pass costs its tokens with the padding and `overhead` more, and has no more than `budget`
-    tokens unless one sequence alone has.
+    A pass costs its tokens with the padding and `overhead` more. It has at most so many `tokens`,
+    and at most so many `keys`, which are the tokens and for each sequence the `before` that it goes
+    on from, unless one sequence alone has more.
     """
     cost, begins = [0], [0]  # of the first so many sequences; where the last of their passes begins
     for end in range(1, len(lengths) + 1):
         options: list[tuple[int, int]] = []
         for start in range(end - 1, -1, -1):
-            tokens = (end - start) * lengths[start]
-            if options and tokens > budget:
+            rows, longest = end - start, lengths[start]
+            if options and (rows * longest > tokens or rows * (before + longest) > keys):
                 break
-            options.append((cost[start] + tokens + overhead, start))
+            options.append((cost[start] + rows * longest + overhead, start))
         least, begin = min(options)
         cost.append(least)
         begins.append(begin)

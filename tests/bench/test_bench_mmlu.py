@@ -2,10 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import jsonschema
 import numpy as np
 import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
 
 from lorasp.bench import mmlu
 from lorasp.data import tiny_models
@@ -20,8 +23,16 @@ TINY = mmlu.SIZES | {
 }
 
 
-def test_the_result_is_complete_and_both_models_agree() -> None:
-    found = mmlu.bench(rounds=1, cores=1, questions=6, trial=2, sizes=TINY)
+def test_the_result_is_complete_and_both_models_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Peer(HFLM):
+        def _model_call(self, inps: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+            rows.add(len(inps))
+            return super()._model_call(inps, *given, **named)
+
+    rows: set[int] = set()
+    monkeypatch.setattr(mmlu, "HFLM", Peer)
+    found = mmlu.bench(rounds=1, cores=1, questions=6, sizes=TINY)
+    assert rows >= set(mmlu.BATCH_SIZES)  # the peer has had batches of each size
     times = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:00:00+00:00"}
     whole = {"schema": 1, "kind": "bench", **found, **times, "load": 0.0}
     jsonschema.validate(whole, json.loads(SCHEMA.read_text()))

@@ -75,9 +75,8 @@ class AdaptedLinear(torch.autograd.Function):
                 if weight is not None:
                     out = _base_product(adapter.base, rows, weight, autocast)
                 # Not in place: selective recomputation may have kept the product as it is.
-                out = _plus_product(
-                    out, _dropped(rows.to(dtype), kept, adapter) @ a.t(), b, adapter
-                )
+                inputs = _times(rows.to(dtype), _scale(kept, rows, adapter, dtype))
+                out = _plus_product(out, inputs @ a.t(), b, adapter)
         ctx.adapter, ctx.dtype, ctx.merges, ctx.autocast = adapter, dtype, merges, autocast
         # The masks are kept for their version: a selection drawn again before the backward pass
         # is an error.
@@ -97,8 +96,9 @@ class AdaptedLinear(torch.autograd.Function):
             low = g.to(dtype)
             a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
             dz = low @ b * adapter.scaling
+            scale = _scale(kept, rows, adapter, dtype)
             if needs_a or needs_b:
-                inputs = _dropped(rows.to(dtype), kept, adapter)
+                inputs = _times(rows.to(dtype), scale)
                 if needs_b:
                     db = low.t() @ (inputs @ a.t() * adapter.scaling)
                     db = adapter.b.chosen(db).to(b_values.dtype)
@@ -110,10 +110,12 @@ class AdaptedLinear(torch.autograd.Function):
             elif needs_x:
                 dense = _dense_weight(adapter.base, weight, ctx.autocast or x.dtype)
                 dx = g.to(dense.dtype) @ dense
-                if kept is None and dx.dtype == dtype:
+                if dx.dtype != dtype:
+                    dx.add_(_times(dz @ a, scale))
+                elif scale is None:
                     dx.addmm_(dz, a)
                 else:
-                    dx.add_(_dropped(dz @ a, kept, adapter))
+                    dx.addcmul_(dz @ a, scale)
             if dx is not None:
                 dx = dx.to(x.dtype).view(x.shape)
         return dx, None, da, db, None
@@ -172,11 +174,15 @@ def _plus_product(
     return (z @ b.t() * adapter.scaling).add_(out).to(out.dtype)  # one rounding
 
 
-def _dropped(values: torch.Tensor, kept: torch.Tensor | None, adapter: Adapter) -> torch.Tensor:
-    """`values` after dropout."""
-    if kept is None:
-        return values
-    return kept_scale(kept, values.shape, adapter.dropout, values.dtype).mul_(values)
+def _scale(
+    kept: torch.Tensor | None, rows: torch.Tensor, adapter: Adapter, dtype: torch.dtype
+) -> torch.Tensor | None:
+    """What dropout multiplies the rows by, None without dropout."""
+    return None if kept is None else kept_scale(kept, rows.shape, adapter.dropout, dtype)
+
+
+def _times(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
+    return values if scale is None else values * scale
 
 
 def _dense_weight(base: Any, weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:

@@ -43,7 +43,7 @@ def draw_kept(shape: torch.Size, rate: float, device: torch.device) -> torch.Ten
 
 
 def kept_scale(
-    kept: torch.Tensor, shape: torch.Size, rate: float, dtype: torch.dtype
+    kept: torch.Tensor, shape: tuple[int, ...], rate: float, dtype: torch.dtype
 ) -> torch.Tensor:
     """What dropout multiplies by: 0 or 1 / (1 - rate), a tensor of `shape` and `dtype`."""
     scale = 1 / (1 - rounded_rate(rate))

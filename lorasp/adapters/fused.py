@@ -6,8 +6,9 @@ y = x W^T + b + s D(x) A^T B^T, where D is dropout and s the scaling, and for a 
 
 PEFT builds this from some ten operations and keeps D(x), D(x) A^T and the mask of D. Here A and B
 are expanded from their selected entries, and D(x) A^T is computed, once more in the backward pass;
-of the mask a bit an entry is kept. Without dropout, in float32 and float64, s B A is added to a
-passing copy of W instead, which for many tokens costs less than their two thin products.
+of the mask a bit an entry is kept. Where A is frozen, D(x) A^T is kept in place of x. Without
+dropout, in float32 and float64, s B A is added to a passing copy of W instead, which for many
+tokens costs less than their two thin products.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -61,7 +62,8 @@ class AdaptedLinear(torch.autograd.Function):
     ) -> torch.Tensor:
         autocast = _autocast_dtype(x)
         dtype = autocast or _adapter_dtype(adapter)
-        rows = x.reshape(-1, x.shape[-1])
+        trains_a, trains_b = ctx.needs_input_grad[2:4]
+        rows, z = x.reshape(-1, x.shape[-1]), None
         kept = draw_kept(rows.shape, adapter.dropout, x.device) if adapter.dropout else None
         merges = kept is None and autocast is None and _merging_pays(rows, weight, dtype)
         if weight is None:  # bitsandbytes' layers see to autocast themselves
@@ -75,40 +77,44 @@ class AdaptedLinear(torch.autograd.Function):
                 if weight is not None:
                     out = _base_product(adapter.base, rows, weight, autocast)
                 # Not in place: selective recomputation may have kept the product as it is.
-                inputs = _times(rows.to(dtype), _scale(kept, rows, adapter, dtype))
-                out = _plus_product(out, inputs @ a.t(), b, adapter)
+                z = _times(rows.to(dtype), _scale(kept, rows.shape, adapter, dtype)) @ a.t()
+                out = _plus_product(out, z, b, adapter)
+            if z is None and trains_b and not trains_a:
+                z = rows @ a.t()
         ctx.adapter, ctx.dtype, ctx.merges, ctx.autocast = adapter, dtype, merges, autocast
+        ctx.shape, ctx.x_dtype = x.shape, x.dtype
+        # Where A is frozen its inputs are not needed: the gradient of B takes the thin product.
+        inputs, thin = (x, None) if trains_a else (None, z if trains_b else None)
         # The masks are kept for their version: a selection drawn again before the backward pass
         # is an error.
-        ctx.save_for_backward(x, weight, a_values, b_values, kept, adapter.a.bits, adapter.b.bits)
+        saved = (inputs, thin, weight, a_values, b_values, kept, adapter.a.bits, adapter.b.bits)
+        ctx.save_for_backward(*saved)
         return out.view(*x.shape[:-1], out.shape[-1])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        x, weight, a_values, b_values, kept, *_ = ctx.saved_tensors
+        x, z, weight, a_values, b_values, kept, *_ = ctx.saved_tensors
         adapter, dtype = ctx.adapter, ctx.dtype
         needs_x, _, needs_a, needs_b, _ = ctx.needs_input_grad
         dx = da = db = None
-        with _without_autocast(x, _autocast_dtype(x)):
-            rows = x.reshape(-1, x.shape[-1])
+        with _without_autocast(gradient, _autocast_dtype(gradient)):
             g = gradient.reshape(-1, gradient.shape[-1])
             low = g.to(dtype)
             a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
             dz = low @ b * adapter.scaling
-            scale = _scale(kept, rows, adapter, dtype)
-            if needs_a or needs_b:
-                inputs = _times(rows.to(dtype), scale)
-                if needs_b:
-                    db = low.t() @ (inputs @ a.t() * adapter.scaling)
-                    db = adapter.b.chosen(db).to(b_values.dtype)
-                if needs_a:
-                    da = adapter.a.chosen(dz.t() @ inputs).to(a_values.dtype)
+            scale = _scale(kept, (g.shape[0], ctx.shape[-1]), adapter, dtype)
+            if needs_a:
+                inputs = _times(x.reshape(-1, ctx.shape[-1]).to(dtype), scale)
+                da = adapter.a.chosen(dz.t() @ inputs).to(a_values.dtype)
+                z = inputs @ a.t()
                 del inputs
+            if needs_b:
+                db = adapter.b.chosen(low.t() @ (z * adapter.scaling)).to(b_values.dtype)
             if needs_x and ctx.merges:
                 dx = g @ torch.addmm(weight, b, a, alpha=adapter.scaling)
             elif needs_x:
-                dense = _dense_weight(adapter.base, weight, ctx.autocast or x.dtype)
+                dense = _dense_weight(adapter.base, weight, ctx.autocast or ctx.x_dtype)
                 dx = g.to(dense.dtype) @ dense
                 if dx.dtype != dtype:
                     dx.add_(_times(dz @ a, scale))
@@ -117,7 +123,7 @@ class AdaptedLinear(torch.autograd.Function):
                 else:
                     dx.addcmul_(dz @ a, scale)
             if dx is not None:
-                dx = dx.to(x.dtype).view(x.shape)
+                dx = dx.to(ctx.x_dtype).view(ctx.shape)
         return dx, None, da, db, None
 
 
@@ -175,10 +181,10 @@ def _plus_product(
 
 
 def _scale(
-    kept: torch.Tensor | None, rows: torch.Tensor, adapter: Adapter, dtype: torch.dtype
+    kept: torch.Tensor | None, shape: tuple[int, ...], adapter: Adapter, dtype: torch.dtype
 ) -> torch.Tensor | None:
     """What dropout multiplies the rows by, None without dropout."""
-    return None if kept is None else kept_scale(kept, rows.shape, adapter.dropout, dtype)
+    return None if kept is None else kept_scale(kept, shape, adapter.dropout, dtype)
 
 
 def _times(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:

@@ -95,8 +95,9 @@ def as_text(found: dict[str, Any]) -> str:
     for case in found["cases"]:
         lines.append(f"{case['case']} ({case['unit']})")
         for name, value in case["values"].items():
-            spread = f"{value['q1']:,.4g} to {value['q3']:,.4g}"
-            lines.append(f"  {name:24}{value['median']:12,.4g}   quartiles {spread}")
+            spread = f"   quartiles {_digits(value['q1'])} to {_digits(value['q3'])}"
+            counted = value["q1"] == value["q3"]
+            lines.append(f"  {name:38}{_digits(value['median']):>14}{'' if counted else spread}")
     lines.append("")
     for goal in found["goals"]:
         relation, bound = (
@@ -108,3 +109,7 @@ def as_text(found: dict[str, Any]) -> str:
         state = "holds  " if check["met"] else "BROKEN "
         lines.append(f"{state} {check['what']}: {check['found']} (allowed: {check['allowed']})")
     return "\n".join(lines)
+
+
+def _digits(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

@@ -303,15 +303,27 @@ def test_quantised_base_layers(kind: str, dtype: torch.dtype, autocast: bool) ->
         assert distance < 2 * torch.finfo(torch.bfloat16).eps
 
 
-def test_nothing_is_kept_but_inputs_weights_and_bits() -> None:
+def kept_by_layer(layer: Any, x: torch.Tensor) -> list[torch.Tensor]:
+    """What a layer keeps for its backward pass besides its weights."""
     kept: list[torch.Tensor] = []
-    layer = adapted(nn.Linear(64, 48), rate=0.1)
-    x = torch.randn(30, 64, requires_grad=True)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         layer(x)
-    there = {t.data_ptr() for t in (x, *layer.parameters(), *layer.buffers())}
-    new = [t for t in kept if t.data_ptr() not in there]
-    assert [t.nbytes for t in new] == [30 * 64 // 8]
+    there = {t.data_ptr() for t in (*layer.parameters(), *layer.buffers())}
+    return [t for t in kept if t.data_ptr() not in there]
+
+
+def test_nothing_is_kept_but_inputs_weights_and_bits() -> None:
+    x = torch.randn(30, 64, requires_grad=True)
+    kept = kept_by_layer(adapted(nn.Linear(64, 48), rate=0.1), x)
+    assert kept[0].data_ptr() == x.data_ptr()
+    assert [t.nbytes for t in kept[1:]] == [30 * 64 // 8]
+
+
+@pytest.mark.parametrize("rows", [3, 40], ids=["apart", "merged"])
+def test_where_a_is_frozen_its_input_is_not_kept(rows: int) -> None:
+    layer = adapted(nn.Linear(64, 48), **SELECTIONS["matrix-b"])
+    kept = kept_by_layer(layer, torch.randn(rows, 64, requires_grad=True))
+    assert [t.shape for t in kept] == [(rows, 4)]
 
 
 @pytest.mark.parametrize("autocast", [False, True])

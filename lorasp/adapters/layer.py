@@ -10,7 +10,6 @@ from peft.import_utils import is_bnb_4bit_available, is_bnb_available
 from peft.tuners import lora
 from peft.tuners.lora.layer import LoraLayer
 from torch import nn
-from torch.nn.modules.module import _has_any_global_hook
 from transformers.pytorch_utils import Conv1D
 
 from .config import LoraSpConfig
@@ -127,7 +126,7 @@ class LoraSpLayer(nn.Module, LoraLayer):
     def _only_adapter(self) -> Adapter | None:
         """The adapter at work, None where PEFT's forward has to see to it."""
         at_work = [name for name in self.active_adapters if name in self.lora_A]
-        if self.disable_adapters or self.merged or len(at_work) != 1 or _has_any_global_hook():
+        if self.disable_adapters or self.merged or len(at_work) != 1:
             return None
         name = at_work[0]
         a: Any = self.lora_A[name]

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 tests/adapters/parallel.py ddp|fsdp2 FOLDER
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -67,3 +68,4 @@ def main(kind: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    os._exit(0)  # a thread of gloo's now and then keeps the interpreter from ending

@@ -13,7 +13,10 @@ import torch
 def test_two_processes_have_the_gradients_of_one(kind: str, tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, str(Path(parallel.__file__)), kind, str(tmp_path)], capture_output=True, text=True
+        [*launch, str(Path(parallel.__file__)), kind, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr[-3000:]
     found = torch.load(tmp_path / f"{kind}.pt")

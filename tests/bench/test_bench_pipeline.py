@@ -93,4 +93,4 @@ def test_make_smoke_is_what_runs(tmp_path: Path) -> None:
     bin = Path(sys.executable).parent
     assert f"{bin}/lorasp serve -- {bin}/snakemake --cores 3 " in done.stdout
     assert " --config scale=smoke\n" in done.stdout
-    assert done.returncode == 0 and ".venv" not in done.stdout
+    assert done.returncode == 0 and "-m venv" not in done.stdout

@@ -10,6 +10,7 @@ from lorasp.config import resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
 from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
+from lorasp.locks import holder, take
 from lorasp.planning import lookup
 from lorasp.planning.workload import untabled
 from lorasp.profiling import cells as steps
@@ -58,6 +59,11 @@ PLAN = f"{RESULTS}/plan.json"
 PLAN_GPU = f"--gpu {config['gpu']}" if "gpu" in config else ""
 
 
+# Held while this workflow runs, and free when its process ends, however it ends.
+LOCK = Path(".snakemake", "lorasp.lock")
+
+
+# A second run in one folder is refused: it would remove what the first is making.
 # What a machine lacks, and jobs that no GPU of it holds, are said at once, in one sentence, and nothing
 # is started. The plan that jobs ask for resources by is therefore made before all else.
 onstart:
@@ -65,7 +71,13 @@ onstart:
         {"stage": job.rule.name, **dict(job.wildcards)} for job in workflow.dag.needrun_jobs()
     ]
     sentence = None
-    if workflow.local_exec and {job["stage"] for job in needed} - ANYWHERE:
+    global running
+    if workflow.is_main_process and not (running := take(LOCK)):
+        sentence = (
+            f"{holder(LOCK)} runs a workflow in this folder, and nothing was started: wait for it, "
+            "or work in another clone"
+        )
+    elif workflow.local_exec and {job["stage"] for job in needed} - ANYWHERE:
         sentence = refusal(CONFIG, examine(CONFIG))
     if workflow.is_main_process and not sentence:
         sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed)

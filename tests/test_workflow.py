@@ -13,6 +13,7 @@ import torch
 
 from lorasp.bench.pipeline import copy_checkout, run_smoke
 from lorasp.config import Cell, cells, load_config
+from lorasp.locks import take
 from lorasp.results import read_json
 
 ROOT = Path(__file__).parents[1]
@@ -234,6 +235,23 @@ def test_wrong_arguments_are_refused(
     assert done.returncode == 1
     assert sentence in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_a_second_workflow_in_one_folder_is_refused(checkout: Path, snakemake: Snakemake) -> None:
+    metrics = Cell("smoke", "roberta-tiny", "rte", "ft", "stated", 0).folder / "metrics.json"
+    before = (checkout / metrics).read_bytes()
+    arguments = ("--forcerun", "evaluate", str(metrics), "--config", "scale=smoke")
+    running = take(checkout / ".snakemake" / "lorasp.lock")
+    assert running is not None
+    with running:
+        done = snakemake(*arguments)
+    assert done.returncode == 1
+    assert f"process {os.getpid()} on" in done.stdout + done.stderr
+    assert "nothing was started" in done.stdout + done.stderr
+    assert (checkout / metrics).read_bytes() == before
+    assert snakemake("--dry-run", *arguments).returncode == 0
+    assert snakemake(*arguments).returncode == 0
+    assert (checkout / metrics).read_bytes() != before  # its times are new
 
 
 def test_jobs_ask_for_what_the_plan_says(checkout: Path, snakemake: Snakemake) -> None:

@@ -17,7 +17,7 @@ from lorasp.errors import UsageError, WorkError
 from lorasp.serve import TIMES
 
 ROUNDS = 1
-CHECKOUT = ("Makefile", "Snakefile", "config", "envs", "lorasp", "workflow")
+CHECKOUT = ("Makefile", "Snakefile", "config", "envs", "lorasp", "profiles", "workflow")
 PEER = "its pure compute"
 
 

@@ -5,14 +5,23 @@ CORES ?= all
 # Processes of the test run; each imports torch and takes about 2 GiB.
 WORKERS ?= 2
 
+# The image: cuda or cpu, and what builds it.
+VARIANT ?= cuda
+ENGINE ?= podman
+IMAGE := lorasp:$(VARIANT)
+BASE_IMAGE ?= docker.io/library/debian:bookworm-slim
+# The address of this repository, without a password that may be in it.
+ORIGIN = $(shell git remote get-url origin 2> /dev/null | sed 's,//[^/@]*@,//,')
+
 BIN := .venv/bin
 # No solver: its start for every choice would cost more than the choice gains.
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --scheduler greedy
-SOURCES := lorasp tests
+SOURCES := lorasp tests containers
 RULES := Snakefile $(wildcard workflow/rules/*.smk)
 
 .DEFAULT_GOAL := help
-.PHONY: help smoke mini simulated reproduce bench check test test-slow container lock clean
+.PHONY: help smoke mini rehearse simulated reproduce bench check test test-slurm test-slow \
+	container sif sbom test-containers lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
@@ -37,6 +46,11 @@ smoke mini: .venv/.complete
 smoke: ## every path on tiny random models: minutes, its scores mean nothing
 mini: ## small real models and text on two CPU cores: up to two hours
 
+rehearse: .venv/.complete ## the paper's configuration, all of it, on a CPU with a stand-in for the hub: half an hour
+	$(BIN)/lorasp rehearse -- $(SNAKEMAKE) prepared --config scale=rehearse
+	HF_HUB_OFFLINE=1 $(BIN)/lorasp serve -- $(SNAKEMAKE) --config scale=rehearse
+	@echo "The report: reports/rehearse/report.html"
+
 simulated: .venv/.complete ## memory and operations at the paper's scale, without a GPU: minutes
 	$(BIN)/lorasp serve -- $(SNAKEMAKE) simulated
 
@@ -57,16 +71,43 @@ check: .venv/.complete ## formatting, lint and types
 test: check ## check, and every test but the slow ones
 	$(BIN)/pytest -n $(WORKERS) --dist loadfile -m "not slow"
 
+test-slurm: .venv/.complete ## the slurm profile on a real SLURM, from Debian's packages: root, 5 minutes
+	tests/slurm/install.sh
+	tests/slurm/cluster $(BIN)/pytest tests/slurm
+
 test-slow: .venv/.complete ## the slow tests: the container, whole workflow runs
 	$(BIN)/pytest -m slow
 
-container: ## build the image lorasp with podman (CONTAINER_ARGS: more arguments)
-	podman build $(CONTAINER_ARGS) --tag lorasp --file containers/Containerfile .
+# The base's digest is asked for once and kept: commit the file, and every build starts from the same.
+containers/base.txt:
+	skopeo inspect --format '{{.Name}}@{{.Digest}}' docker://$(BASE_IMAGE) > $@.part
+	mv $@.part $@
+
+container: $(if $(BASE),,containers/base.txt) ## build the image lorasp:cuda, or with VARIANT=cpu lorasp:cpu (BASE, ENGINE=docker, CONTAINER_ARGS)
+	$(ENGINE) build --file containers/Containerfile --tag $(IMAGE) --build-arg VARIANT=$(VARIANT) \
+		--build-arg BASE=$(or $(BASE),$$(cat containers/base.txt)) \
+		--build-arg REVISION=$$(git describe --always --abbrev=40 --exclude '*' --dirty) \
+		$(addprefix --build-arg SOURCE=,$(ORIGIN)) \
+		$(CONTAINER_ARGS) .
+
+sif: ## make containers/lorasp.sif of the image, for snakemake --sdm apptainer
+	mkdir -p build && rm -f build/image.tar
+	podman save --quiet --format oci-archive --output build/image.tar $(IMAGE)
+	apptainer build --force containers/lorasp.sif oci-archive:build/image.tar
+	rm build/image.tar
+
+sbom: ## write what the image is made of to build/sbom.json (CycloneDX)
+	mkdir -p build
+	$(ENGINE) run --rm --entrypoint cat $(IMAGE) /opt/lorasp/sbom.json > build/sbom.json
+
+test-containers: .venv/.complete ## build and try the image with buildah, podman and apptainer: root, 15 minutes, 10 GB
+	tests/containers/install.sh
+	$(BIN)/pytest -m containers
 
 # Only torch stays as it is: its newest build may be several gigabytes for another CUDA.
 lock: ## pin again what pyproject.toml asks for
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
-	build/lock/bin/python -m pip install --quiet "$$(grep ^torch== requirements.lock)" '.[suite,dev]'
+	build/lock/bin/python -m pip install --quiet "$$(grep ^torch== requirements.lock)" '.[suite,cluster,dev]'
 	build/lock/bin/python -m pip freeze --all --exclude pip --exclude lorasp > build/frozen.txt
 	{ grep '^#' requirements.lock; sed 's/+[a-z0-9.]*$$//' build/frozen.txt \
 		| grep -Ev '^(nvidia-([^m]|m[^l])|cuda|triton)'; } > build/requirements.lock

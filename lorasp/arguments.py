@@ -29,9 +29,12 @@ def parser() -> argparse.ArgumentParser:
     _simulate(command("simulate", "memory and operations of a training step, without a GPU"))
     _report(command("report", "write the report of a scale"))
     _audit(command("audit", "check the papers' numbers, equations and labels"))
-    _doctor(command("doctor", "say whether a scale can run on this machine"))
+    _doctor(command("doctor", "say what this machine can run, what is missing, and what mends it"))
     _methods(command("methods", "list the methods, their sources and settings"))
     _bench(command("bench", "measure the suite beside what people use today, side by side"))
+    rehearsal = command("rehearse", "run a command with a stand-in for the Hugging Face hub")
+    rehearsal.add_argument("--config", type=Path, default=Path("config/rehearse.yaml"))
+    rehearsal.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     server = command("serve", "run a command with the imports of its lorasp jobs shared")
     server.add_argument("command", nargs=argparse.REMAINDER, metavar="-- COMMAND …")
     return made
@@ -75,6 +78,13 @@ def _train(added: argparse.ArgumentParser) -> None:
         default=0,
         metavar="N",
         help="sequences computed at a time (default, and 0: the recipe's, else the whole batch)",
+    )
+    added.add_argument(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="devices that share the rows of each step, and the weights (default 1)",
     )
 
 
@@ -147,7 +157,8 @@ def _audit(added: argparse.ArgumentParser) -> None:
 
 
 def _doctor(added: argparse.ArgumentParser) -> None:
-    _config(added)
+    added.add_argument("--config", type=Path, help="one scale alone; exit code 1 if it cannot run")
+    added.add_argument("--gpu", metavar="TYPE", help="such as h100-80gb (default: the one here)")
     _json(added)
 
 

@@ -9,11 +9,13 @@ import signal
 import sys
 import traceback
 
-from lorasp import serve
+from lorasp import gpus, serve
 from lorasp.arguments import parser
 from lorasp.errors import UsageError, WorkError
+from lorasp.redaction import redact_logs, redacted
 
-ALONE = ("doctor", "methods", "bench", "serve")  # what no server runs
+ALONE = ("doctor", "methods", "bench", "rehearse", "serve")  # what no server runs
+ON_GPUS = ("train", "evaluate", "profile", "plan")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -21,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # bitsandbytes compiles functions at import that no command here uses, and takes a second for it
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+    redact_logs()
     # an exception, so that whatever is half-written is removed on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -49,19 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
         # safetensors tells a full disk by an exception of its own, torch a full GPU by another
         if type(error).__name__ in ("SafetensorError", "OutOfMemoryError"):
             return _fail(1, " ".join(str(error).split()))
-        traceback.print_exc()
+        print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         return _fail(1, "this is a defect of lorasp; please report it with the lines above")
 
 
 def _fail(code: int, sentence: str) -> int:
-    print(f"error: {sentence}", file=sys.stderr)
+    print(f"error: {redacted(sentence)}", file=sys.stderr)
     return code
 
 
 def _forwarded(options: argparse.Namespace) -> bool:
-    """Whether a server may run the command: it has the hub's clients switched off."""
+    """Whether a server may run the command: it has the hub's clients and GPUs switched off."""
     if options.stage == "prepare" and not options.task:
         from lorasp.commands import needs_hub
 
         return not needs_hub(options)
+    if options.stage in ON_GPUS and gpus.count():
+        from lorasp.commands import needs_gpu
+
+        return not needs_gpu(options)
     return options.stage not in ALONE

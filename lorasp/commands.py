@@ -4,14 +4,17 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lorasp import gpus
 from lorasp import serve as server
 from lorasp.config import METHODS, Cell, Config, known, load_config, parse_cell, resolve_method
 from lorasp.errors import UsageError, WorkError
+from lorasp.locks import exclusively
 from lorasp.results import read_yaml, write_json
 
 # it warns at import of a 4-bit CPU kernel that it does without
@@ -50,18 +53,57 @@ def train(options: argparse.Namespace) -> None:
     config, cell, changed = _cell(options)
     if options.micro_batch < 0:
         raise UsageError(f"--micro-batch is {options.micro_batch}; allowed is a number from 1")
+    if options.processes < 0:
+        raise UsageError(f"--processes is {options.processes}; allowed is a number from 0")
     server.offline()
-    from lorasp.training.train import train_cell
+    micro_batch = options.micro_batch or None
+    trained = config["methods"][cell.method]["family"] != "base"
+    processes = options.processes if trained else 1
+    # no other process trains or evaluates the run meanwhile
+    alone = exclusively((options.out or cell.folder) / ".lock")
+    with alone, _gpus(config, cell.model, processes):
+        if processes > 1:
+            from lorasp.training.launch import train_on_several
 
-    print(train_cell(config, cell, changed, options.out, options.micro_batch or None))
+            place = (config, cell, changed, options.out, micro_batch)
+            print(train_on_several(processes, *place))
+            return
+        from lorasp.training.train import train_cell
+
+        print(train_cell(config, cell, changed, options.out, micro_batch))
 
 
 def evaluate(options: argparse.Namespace) -> None:
     config, cell, changed = _cell(options)
     server.offline()
-    from lorasp.evaluation.evaluate import evaluate_cell
+    folder = options.out or cell.folder
+    alone = exclusively(folder / ".lock") if folder.is_dir() else nullcontext()
+    with alone, _gpus(config, cell.model):
+        from lorasp.evaluation.evaluate import evaluate_cell
 
-    print(evaluate_cell(config, cell, changed, options.out))
+        print(evaluate_cell(config, cell, changed, options.out))
+
+
+def _gpus(config: Config, model: str, wanted: int = 1) -> AbstractContextManager[Any]:
+    """The devices of a job, its own; to be taken before an import starts CUDA."""
+    return gpus.claim(max(1, wanted)) if _on_gpu(config, model) else nullcontext()
+
+
+def _on_gpu(config: Config, model: str | None) -> bool:
+    runtime = config["runtime"]
+    if model:
+        runtime = runtime | known("model", model, config["models"]).get("runtime", {})
+    return bool(runtime["device"] == "cuda")
+
+
+def needs_gpu(options: argparse.Namespace) -> bool:
+    """Whether this command computes on a GPU, or asks which there is."""
+    return _on_gpu(_config_of(options), getattr(options, "model", None))
+
+
+def _config_of(options: argparse.Namespace) -> Config:
+    """The configuration that a command names, by its file or its scale."""
+    return load_config(options.config or Path("config", f"{options.scale}.yaml"))
 
 
 def _cell(options: argparse.Namespace) -> tuple[Config, Cell, dict[str, Any]]:
@@ -69,7 +111,8 @@ def _cell(options: argparse.Namespace) -> tuple[Config, Cell, dict[str, Any]]:
     if options.set and not options.out:
         raise UsageError("--set makes another method than the one named: give --out FOLDER too")
     out = options.out
-    if out and out.exists() and any(out.iterdir()) and not (out / "train.json").exists():
+    ours = out and ((out / "train.json").exists() or (out / ".lock").exists())
+    if out and any(out.glob("[!.]*")) and not ours:
         raise UsageError(f"--out {out} holds files of something else; name a new folder")
     return config, parse_cell(config, vars(options)), settings(options.set)
 
@@ -91,13 +134,14 @@ def settings(pairs: list[str]) -> dict[str, Any]:
 def profile(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     server.offline()
-    from lorasp.profiling.measure import profile_cell
+    with _gpus(config, options.model):
+        from lorasp.profiling.measure import profile_cell
 
-    print(profile_cell(config, options.model, options.method))
+        print(profile_cell(config, options.model, options.method))
 
 
 def plan(options: argparse.Namespace) -> None:
-    config = load_config(options.config or Path("config", f"{options.scale}.yaml"))
+    config = _config_of(options)
     server.offline()
     from lorasp.planning.plan import make_plan, write_plan
     from lorasp.planning.text import as_text
@@ -160,8 +204,13 @@ def audit(options: argparse.Namespace) -> None:
 
 
 def doctor(options: argparse.Namespace) -> None:
+    from lorasp import survey
     from lorasp.doctor import examine, refusal
 
+    if options.config is None:
+        found = survey.survey(options.gpu)
+        print(json.dumps(found, indent=1) if options.json else survey.as_text(found))
+        return
     config = load_config(options.config)
     findings = examine(config)
     if options.json:
@@ -214,18 +263,33 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def serve(options: argparse.Namespace) -> int:
-    command = options.command[1:] if options.command[:1] == ["--"] else options.command
-    if not command:
-        raise UsageError("serve needs a command: lorasp serve -- snakemake --cores all")
+    command = _command(options)
     from lorasp.cli import main
 
     return server.serve(command, main)
+
+
+def rehearse(options: argparse.Namespace) -> int:
+    command, config = _command(options), load_config(options.config)
+    from lorasp.rehearsal.run import rehearse as run
+
+    return run(command, config)
+
+
+def _command(options: argparse.Namespace) -> list[str]:
+    """What stands behind `--`; UsageError where nothing does."""
+    command: list[str] = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError(
+            f"{options.stage} needs a command: lorasp {options.stage} -- snakemake --cores all"
+        )
+    return command
 
 
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     command.__name__: command
     for command in (
         *(prepare, train, evaluate, profile, plan, simulate),
-        *(report, audit, doctor, methods, bench, serve),
+        *(report, audit, doctor, methods, bench, rehearse, serve),
     )
 }

@@ -63,7 +63,7 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> Config:
     parent = config.pop("extends", None)
     if parent is None:
         return config
-    if not isinstance(parent, str):
+    if not isinstance(parent, str) or Path(parent).name != parent:
         raise UsageError(f"{path}: extends is {parent!r}; allowed is the name of a file beside it")
     if path in children:
         raise UsageError(f"{path}: extends {parent} and so, in the end, itself; leave one out")

@@ -1,4 +1,8 @@
-"""Say what a scale needs and whether this machine has it: `lorasp doctor --config …`."""
+"""What this machine can run, what is missing, and the command that mends it: `lorasp doctor`.
+
+lorasp doctor                               one page: the machine, and every scale
+lorasp doctor --config config/paper.yaml    one scale; exit code 1 where something is missing
+"""
 
 import shutil
 import urllib.error
@@ -6,66 +10,122 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+from lorasp.config import Config, cells, data_folder, resolve_task
+from lorasp.data.folders import MANIFEST
+from lorasp.machine import GIB, cuda_build, gpus
+from lorasp.redaction import redacted
 
-def examine(config: dict[str, Any]) -> list[dict[str, Any]]:
-    """One finding a requirement: {what, found, met}. Takes seconds and changes nothing."""
+Finding = dict[str, Any]
+COMPUTES = {"train", "evaluate", "profile"}
+
+
+def examine(config: Config, jobs: list[dict[str, Any]] | None = None) -> list[Finding]:
+    """One finding a requirement: {what, found, met, mend}. Takes seconds and changes nothing.
+
+    A device is asked for where a job computes on it, the hub where something of it is still to be
+    fetched. `jobs` are those to run, each a dictionary with its stage and its names: by default all
+    of the scale. `mend` is the command, or the step, that helps where it is not met.
+    """
     requires = config["requires"]
+    stages = COMPUTES if jobs is None else {job["stage"] for job in jobs}
     findings = [_disk(config["data_dir"], requires["disk_gib"])]
-    if requires["cuda"]:
-        findings.append(_cuda())
-    if requires["hub"]:
+    if requires["cuda"] and stages & COMPUTES:
+        findings.append(_cuda(config["scale"]))
+    if requires["hub"] and (unprepared(config, "hub") if jobs is None else _fetched(config, jobs)):
         findings.append(_hub())
     return findings
 
 
-def refusal(config: dict[str, Any], findings: list[dict[str, Any]]) -> str | None:
+def unprepared(config: Config, kind: str) -> list[dict[str, Any]]:
+    """The sources of a kind that runs of the scale use and that have not been prepared here."""
+    runs = cells(config)
+    tasks = [resolve_task(config, name) for name in {run.task for run in runs}]
+    places = {("models", "models", run.model) for run in runs}
+    places |= {
+        ("datasets", task[k]) for task in tasks for k in ("dataset", "benchmark") if k in task
+    }
+    sources = [
+        config[section][below[-1]]["source"]
+        for section, *below in sorted(places)
+        if not data_folder(config, *below, MANIFEST).is_file()
+    ]
+    return [source for source in sources if source["kind"] == kind]
+
+
+def _fetched(config: Config, jobs: list[dict[str, Any]]) -> list[str]:
+    """The data sets and models of the hub that these jobs prepare."""
+    kinds = {"prepare_dataset": ("datasets", "dataset"), "prepare_model": ("models", "model")}
+    asked = [(*kinds[job["stage"]], job) for job in jobs if job["stage"] in kinds]
+    names = [(kind, job[role]) for kind, role, job in asked]
+    return [name for kind, name in names if config[kind][name]["source"]["kind"] == "hub"]
+
+
+def refusal(config: Config, findings: list[Finding]) -> str | None:
     """The sentence that says what is missing and what runs here; None where nothing is."""
     missing = [f"{item['what']} ({item['found']})" for item in findings if not item["met"]]
     if not missing:
         return None
     return (
         f"the {config['scale']} scale cannot run on this machine, and nothing was trained: missing "
-        f"{'; '.join(missing)}. What runs here: make smoke (minutes), make mini (an hour or two)"
+        f"{'; '.join(missing)}. What runs here: make smoke (minutes), make mini (an hour or two); "
+        "lorasp doctor says more"
     )
 
 
-def _disk(data_dir: str, needed: float) -> dict[str, Any]:
+def _disk(data_dir: str, needed: float) -> Finding:
     folder = Path(data_dir)
     while not folder.exists():
         folder = folder.parent if folder != folder.parent else Path(".")
     used = sum(file.stat().st_size for file in Path(data_dir).rglob("*") if file.is_file())
-    free = (shutil.disk_usage(folder).free + used) / 2**30  # a resumed run has its share already
+    free = (shutil.disk_usage(folder).free + used) / GIB  # a resumed run has its share already
     return {
         "what": f"{needed:g} GiB of free disk under {data_dir}",
         "found": f"{free:.0f} GiB, with what lies there",
         "met": free >= needed,
+        "mend": f"free some, or let {data_dir} lie elsewhere: ln -s /a/bigger/disk {data_dir}",
     }
 
 
-def _cuda() -> dict[str, Any]:
+def _cuda(scale: str) -> Finding:
+    finding = {
+        "what": "a CUDA device",
+        "found": "no NVIDIA driver answers",
+        "met": False,
+        "mend": f"run it where there are GPUs: lorasp plan --scale {scale} --gpu h100-80gb "
+        "says how many, and for how long",
+    }
+    here = [gpu["name"] for gpu in gpus()]
+    if not here:
+        return finding
+    if not cuda_build():
+        found = f"{', '.join(here)}, but the torch that is installed was built without CUDA"
+        return finding | {"found": found, "mend": "install torch's CUDA build: make .venv"}
     import torch
 
-    devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
-    return {
-        "what": "a CUDA device",
-        "found": ", ".join(devices) or f"torch {torch.__version__} finds none",
-        "met": bool(devices),
-    }
+    usable = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+    if not usable:
+        found = f"torch {torch.__version__} can use none of {', '.join(here)}"
+        return finding | {"found": found, "mend": "see CUDA_VISIBLE_DEVICES, and nvidia-smi"}
+    return finding | {"found": ", ".join(usable), "met": True}
 
 
-def _hub() -> dict[str, Any]:
+def _hub() -> Finding:
     from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 
-    finding = {"what": f"the Hugging Face hub at {ENDPOINT}", "found": "it answers", "met": True}
+    finding = {
+        "what": f"the Hugging Face hub at {redacted(ENDPOINT)}",
+        "found": "it answers",
+        "met": True,
+        "mend": "prepare on a machine that reaches it, and carry data/ over",
+    }
     if HF_HUB_OFFLINE:
-        return finding | {"found": "HF_HUB_OFFLINE is set", "met": False}
+        mend = f"unset HF_HUB_OFFLINE, or {finding['mend']}"
+        return finding | {"found": "HF_HUB_OFFLINE is set", "met": False, "mend": mend}
     try:
         urllib.request.urlopen(f"{ENDPOINT}/api/models/google-t5/t5-base", timeout=10).close()
     except urllib.error.HTTPError:
         return finding  # it answers; whether a repository may be read is prepare's to say
     except OSError as error:
-        return finding | {
-            "found": f"cannot be reached: {getattr(error, 'reason', error)}",
-            "met": False,
-        }
+        reason = redacted(str(getattr(error, "reason", error)))
+        return finding | {"found": f"cannot be reached: {reason}", "met": False}
     return finding

@@ -160,14 +160,15 @@ def provenance() -> dict[str, Any]:
         "machine": {
             "system": platform.system(),
             "architecture": platform.machine(),
-            "cpu": _cpu(),
+            "cpu": processor(),
             "cores": os.cpu_count(),
             "gpus": _gpus(),
         },
     }
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The name of the processor."""
     information = Path("/proc/cpuinfo")
     lines = information.read_text().splitlines() if information.exists() else []
     names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

@@ -25,6 +25,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from lorasp import gpus
+
 VARIABLE = "LORASP_SERVER"
 TIMES = "LORASP_TIMES"  # a file that each job adds a line to: its command and seconds of work
 PRELOADED = (
@@ -49,6 +51,7 @@ PRELOADED = (
     "transformers.models.llama.modeling_llama",
     "jinja2",
 )
+GRACE = 60.0  # seconds that a job gets to end after its caller
 Main = Callable[[list[str]], int]
 
 
@@ -95,8 +98,11 @@ def serve(command: list[str], main: Main) -> int:
 
 
 def _listen(listener: socket.socket, main: Main) -> None:
-    """The server process: import, then fork once for each connection, for ever."""
+    """The server process: import, then fork once for each connection, as long as its parent lives."""
+    parent = os.getppid()
     offline()
+    # an import starts CUDA, which no fork survives: jobs on a GPU run by themselves
+    os.environ[gpus.VISIBLE] = ""
     os.setpgrp()  # an interrupt at the terminal is for the command; we end after it
     for name in PRELOADED:
         importlib.import_module(name)
@@ -105,8 +111,12 @@ def _listen(listener: socket.socket, main: Main) -> None:
     gc.collect()
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # children report by themselves
-    while True:
-        connection, _ = listener.accept()
+    listener.settimeout(1.0)
+    while os.getppid() == parent:  # which ends us, unless it was killed
+        try:
+            connection, _ = listener.accept()
+        except TimeoutError:
+            continue
         if os.fork() == 0:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             listener.close()
@@ -123,6 +133,7 @@ def _child(connection: socket.socket, main: Main) -> None:
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
+    os.environ[gpus.VISIBLE] = ""
     _set_threads()
     # when the caller is killed its end of the socket closes, and so must we
     threading.Thread(target=_die_with, args=(connection,), daemon=True).start()
@@ -174,8 +185,8 @@ def _set_threads() -> None:
 
 def _die_with(connection: socket.socket) -> None:
     if not connection.recv(1):
-        os.kill(os.getpid(), signal.SIGTERM)  # the command line turns it into an exception
-        time.sleep(10)
+        os.kill(os.getpid(), signal.SIGTERM)  # an exception, or in training a checkpoint first
+        time.sleep(GRACE)
         os._exit(1)
 
 
@@ -205,5 +216,10 @@ def forward(arguments: list[str]) -> int | None:
     payload = json.dumps(request).encode() + b"\n"
     sent = connection.sendmsg([payload], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
     connection.sendall(payload[sent:])
-    answer = connection.recv(1)
+    try:
+        answer = connection.recv(1)
+    except SystemExit:  # we are told to end: so is the job by this, and we with it
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        connection.shutdown(socket.SHUT_WR)
+        answer = connection.recv(1)
     return answer[0] if answer else 1

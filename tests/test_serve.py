@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -41,6 +42,14 @@ def work(arguments):
                 time.sleep(600)
             finally:
                 Path("cleaned").touch()
+        case ["finish", name]:
+            told = []
+            signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+            Path(name).touch()
+            while not (told and Path("enough").exists()):
+                time.sleep(0.02)
+            Path("cleaned").touch()
+            return 143
         case ["spin"]:
             while time.process_time() < 0.2:
                 pass
@@ -52,6 +61,7 @@ SERVER = JOBS + "sys.exit(serve.serve(sys.argv[1:], work))"
 CLIENT = (
     JOBS
     + """
+signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 code = serve.forward(sys.argv[1:])
 sys.exit(work(sys.argv[1:]) if code is None else code)
 """
@@ -175,6 +185,38 @@ print(json.load(process.stdout)["parent"])
     assert done.returncode == 0 and not Path(socket).parent.exists()
     with pytest.raises(ProcessLookupError):
         os.kill(int(server), signal.SIGCONT)
+
+
+def test_a_caller_that_is_told_to_end_passes_it_on_and_waits(scripts: Path) -> None:
+    """As in training, where the job takes a checkpoint first: its exit code is the caller's."""
+    done = under_server("""
+patient = job("finish", "pid")
+until(pathlib.Path("pid").exists)
+patient.terminate()
+time.sleep(0.2)
+print(patient.poll())
+patient.terminate()
+pathlib.Path("enough").touch()
+print(patient.wait(60), pathlib.Path("cleaned").exists())
+""")
+    assert done.stdout.splitlines() == ["None", "143 True"], done.stderr
+
+
+def test_the_server_ends_with_a_killed_parent(scripts: Path) -> None:
+    program = """
+process = job("tell", "0", stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+print(json.load(process.stdout)["parent"], flush=True)
+os.kill(os.getppid(), signal.SIGKILL)
+"""
+    done = under_server(program)
+    server = int(done.stdout)
+    for _ in range(600):
+        try:
+            os.kill(server, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("the server outlived its parent by a minute")
 
 
 def test_a_command_that_does_not_exist(scripts: Path) -> None:

@@ -8,10 +8,12 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import LoraLayer
+from peft.utils import SAFETENSORS_WEIGHTS_NAME
+from torch.distributed.tensor import DTensor
 
 from lorasp.adapters import LoraSpConfig  # registers LORA_SP with PEFT
 from lorasp.adapters.residual import quantize_residual
-from lorasp.errors import UsageError
+from lorasp.errors import UsageError, WorkError
 from lorasp.models import compute_dtype, load_model
 
 TASK_TYPES = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
@@ -113,17 +115,22 @@ def _hold_base(
     quantize_residual(model, config, quantize.removesuffix("-residual"), compute_dtype)
 
 
-def save_adapter(model: torch.nn.Module, folder: Path) -> int:
+def save_adapter(
+    model: torch.nn.Module, folder: Path, state: dict[str, torch.Tensor] | None = None
+) -> int:
     """Write what the method trained (all weights for full, nothing for base); bytes of the weights.
 
-    `folder` exists afterwards. For a full run it is a model folder of its own.
+    `folder` exists afterwards. For a full run it is a model folder of its own. `state` has all
+    weights by name, gathered, where the model was fully trained in parts.
     """
     folder.mkdir(parents=True, exist_ok=True)
     if isinstance(model, PeftModel):
+        # of frozen weights in parts PEFT would gather all, to save none
+        whole = {k: v for k, v in model.state_dict().items() if not isinstance(v, DTensor)}
         # "auto" would ask the hub whether the vocabulary was resized
-        model.save_pretrained(str(folder), save_embedding_layers=False)
+        model.save_pretrained(str(folder), save_embedding_layers=False, state_dict=whole)
     elif any(parameter.requires_grad for parameter in model.parameters()):
-        model.save_pretrained(folder)  # type: ignore[operator]
+        model.save_pretrained(folder, state_dict=state)  # type: ignore[operator]
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
 
 
@@ -136,6 +143,11 @@ def restore_model(
         return load_model(resolved, cell_folder / "adapter").eval()
     model = load_model(resolved, model_folder)
     if family != "base":
+        if not (cell_folder / "adapter" / SAFETENSORS_WEIGHTS_NAME).is_file():
+            raise WorkError(
+                f"{cell_folder / 'adapter'} has no {SAFETENSORS_WEIGHTS_NAME}, and pickled weights "
+                "are not read: train again"
+            )
         _hold_base(model, peft_config(resolved), quantize_of(resolved), compute_dtype(resolved))
         model = PeftModel.from_pretrained(model, str(cell_folder / "adapter"))  # type: ignore[arg-type]
     return model.eval()

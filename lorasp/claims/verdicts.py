@@ -51,8 +51,11 @@ def judge(
 def judged_as(config: Config, documents: list[Document]) -> str:
     """The scale whose rules hold: its own name, or of a scale with another name what it resembles.
 
-    Generated models alone: smoke. The papers' own models alone: paper. All else: mini.
+    A configuration whose scores are no results, and generated models alone: smoke. The papers' own
+    models alone: paper. All else: mini.
     """
+    if "no_result" in config:
+        return SMOKE
     if config["scale"] in (SMOKE, MINI, PAPER):
         return str(config["scale"])
     used = [config["models"][name] | {"name": name} for name in _used_models(config)]
@@ -125,7 +128,7 @@ def _audited(finding: Record | None, audit: list[Record] | None) -> Record:
 def _out_of_scale(claim: Claim, scale: str) -> str | None:
     """Why the runs of this scale cannot judge a claim, whatever they say."""
     if scale == SMOKE:
-        return "smoke: random models on generated data"
+        return "random models on invented data"
     if scale not in claim["scales"] or (claim["kind"] == "score" and scale != PAPER):
         return f"judged at {' or '.join(claim['scales'])} scale alone"
     return None

@@ -1,14 +1,16 @@
 """A prepared folder: built beside its place, renamed when complete, described by manifest.json."""
 
+import ctypes
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from lorasp.errors import WorkError
+from lorasp.locks import exclusively, take
 from lorasp.results import fingerprint, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
@@ -31,16 +33,43 @@ def building(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> It
         yield temporary
         write_json(temporary / MANIFEST, _describe(temporary, source, inputs), "manifest")
         temporary.chmod(0o755)  # mkdtemp makes it private; data are for everybody
-        if folder.exists():
-            folder.rename(temporary / ".replaced")
-            temporary.rename(folder)
-            shutil.rmtree(folder / ".replaced")
-        else:
-            temporary.rename(folder)
+        _place(temporary, folder)
     except OSError as error:
         raise WorkError(f"cannot make {folder}: {error.strerror or error}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # gone already when all went well
+
+
+def _place(made: Path, folder: Path) -> None:
+    """Give a folder its place; what stood there is then at `made`, or removed."""
+    if not folder.exists():
+        made.rename(folder)
+    elif not _exchange(made, folder):
+        folder.rename(made / ".replaced")  # for a moment there is none
+        made.rename(folder)
+        shutil.rmtree(folder / ".replaced")
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two folders at one stroke, so that readers find the one or the other at any moment.
+
+    False, and nothing done, where the system (Linux alone has renameat2) or the file system cannot.
+    """
+    system = ctypes.CDLL(None)
+    if not hasattr(system, "renameat2"):
+        return False
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE
+    failed: int = system.renameat2(here, bytes(one), here, bytes(other), exchange)
+    return failed == 0
+
+
+def alone(folder: Path) -> AbstractContextManager[None]:
+    """No other process prepares the folder as long as this one is in the block."""
+    return exclusively(_lock_of(folder))
+
+
+def _lock_of(folder: Path) -> Path:
+    return folder.parent / f".{folder.name}.lock"
 
 
 def _describe(folder: Path, source: dict[str, Any], inputs: dict[str, Any]) -> Manifest:
@@ -124,14 +153,19 @@ def forget_damaged(root: Path) -> list[str]:
     for path in sorted(root.rglob(MANIFEST)):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             continue  # a folder that is being built at this moment
-        try:
-            lines = damage(path.parent, read_json(path, "manifest"), trust_older=True)
-        except WorkError as error:
-            lines = [str(error)]
-        if lines:
-            path.unlink()
-            found += lines
+        if _damaged(path) and (lock := take(_lock_of(path.parent))):
+            with lock:  # nobody prepares it; what was seen before may have been two folders
+                if lines := _damaged(path):
+                    path.unlink(missing_ok=True)
+                    found += lines
     return found
+
+
+def _damaged(manifest: Path) -> list[str]:
+    try:
+        return damage(manifest.parent, read_json(manifest, "manifest"), trust_older=True)
+    except WorkError as error:
+        return [str(error)]
 
 
 def _say(*lines: str) -> None:

@@ -1,63 +1,95 @@
 """The source `hub`: data sets and models of the Hugging Face hub at a pinned revision."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
 from pathlib import Path
 from typing import Any
 
-import httpx2  # the HTTP client of huggingface-hub
-import huggingface_hub
-from datasets import Dataset, load_dataset
-from datasets.exceptions import DatasetNotFoundError
-from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from datasets import Dataset
 
 from lorasp.data import local
+from lorasp.data.download import fetch, listing, matching
 from lorasp.data.mmlu import SPLITS, SUBJECTS
 from lorasp.errors import WorkError
+from lorasp.results import parse_yaml
 
 Source = dict[str, Any]
+CARD = "README.md"
+# {split}-00000-of-00002.parquet, with a hash of the content behind it in older repositories
+SHARD = re.compile(r"(?:.*/)?(?P<split>[^/]+)-\d{5}-of-\d{5}[^/]*\.parquet")
 
 
-@contextmanager
-def _reaching(source: Source) -> Iterator[None]:
-    """Turn what the hub's clients raise into one sentence."""
-    what = f"{source['id']} at revision {source['revision']}"
-    try:
-        yield
-    except GatedRepoError as error:
+def tables(source: Source, layout: str, folder: Path) -> dict[str, Dataset]:
+    """Every split of a data set (`split`), or of each subject of a benchmark (`subject/split`).
+
+    What is downloaded stays in `folder`. Parquet files alone are taken: a repository's scripts and
+    archives are never looked at. Raises WorkError where the revision has no such configuration.
+    """
+    place = fetch(source, "dataset", [CARD], folder)
+    if layout == "mmlu":
+        files = {
+            f"{subject}/{split}": paths
+            for subject in SUBJECTS
+            for split, paths in _files(source, place, subject).items()
+            if split in SPLITS
+        }
+    else:
+        files = _files(source, place, source.get("config"))
+    fetch(source, "dataset", [path for paths in files.values() for path in paths], folder)
+    return {
+        table: _flat(local.read_tables([place / path for path in paths]))
+        for table, paths in files.items()
+    }
+
+
+def _files(source: Source, place: Path, config: str | None) -> dict[str, list[str]]:
+    """The parquet files of each split of a configuration, as the data set's card names them.
+
+    A card without a list of configurations leaves it to the names of the files.
+    """
+    tables = matching(listing(source, "dataset", place), ["*.parquet"])
+    configs = {entry["config_name"]: entry for entry in _card(place / CARD).get("configs", [])}
+    if not configs and config is None:
+        found: dict[str, list[str]] = {}
+        for entry in tables:
+            if shard := SHARD.fullmatch(entry.path):
+                found.setdefault(shard["split"], []).append(entry.path)
+    else:
+        name = config or next(
+            (name for name, entry in configs.items() if entry.get("default")), "default"
+        )
+        if name not in configs:
+            raise WorkError(
+                f"{source['id']} at revision {source['revision']} has no configuration {name!r}; "
+                f"its card lists {', '.join(sorted(configs)) or 'none'}"
+            )
+        found = {
+            split: [entry.path for entry in matching(tables, patterns)]
+            for split, patterns in _patterns(configs[name].get("data_files", [])).items()
+        }
+    if not found or not all(found.values()):
         raise WorkError(
-            f"{what} is gated: accept its licence on its page of the hub, then `hf auth login`"
-        ) from error
-    except (DatasetNotFoundError, RepositoryNotFoundError, RevisionNotFoundError) as error:
-        raise WorkError(f"the hub has no {what}, or only for those who log in") from error
-    except ValueError as error:  # a configuration that the data set does not have
-        raise WorkError(f"{what} cannot be loaded: {' '.join(str(error).split())}") from error
-    except (OSError, httpx2.HTTPError) as error:
-        if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-            raise  # the disk, not the network
-        raise WorkError(
-            f"the Hugging Face hub cannot be reached for {what} "
-            f"({type(error).__name__}): connect this machine and unset HF_HUB_OFFLINE, or run "
-            "`make mini`, which needs no hub"
-        ) from error
+            f"{source['id']} at revision {source['revision']} has no parquet files of "
+            f"{config or 'its data'}: pin a revision that has them"
+        )
+    return found
 
 
-def tables(source: Source, layout: str) -> dict[str, Dataset]:
-    """Every split of a data set (`split`), or of each subject of a benchmark (`subject/split`)."""
-    with _reaching(source):
-        if layout == "mmlu":
-            return {
-                f"{subject}/{split}": rows
-                for subject in SUBJECTS
-                for split, rows in _load(source, subject).items()
-                if split in SPLITS
-            }
-        return _load(source, source.get("config"))
+def _patterns(data_files: Any) -> dict[str, list[str]]:
+    """The shell patterns of each split, out of the forms that a card may write them in."""
+    if not isinstance(data_files, list) or not all(isinstance(part, dict) for part in data_files):
+        data_files = [{"split": "train", "path": data_files}]
+    return {
+        part["split"]: part["path"] if isinstance(part["path"], list) else [part["path"]]
+        for part in data_files
+    }
 
 
-def _load(source: Source, config: str | None) -> dict[str, Dataset]:
-    loaded = load_dataset(source["id"], config, revision=source["revision"])
-    return {split: _flat(rows) for split, rows in loaded.items()}
+def _card(file: Path) -> dict[str, Any]:
+    """The YAML head of a repository's README.md; empty where there is none."""
+    head = (
+        re.match(r"---\r?\n(.*?)\r?\n---", file.read_text(), re.DOTALL) if file.is_file() else None
+    )
+    return (parse_yaml(head[1]) or {}) if head else {}
 
 
 def _flat(rows: Dataset) -> Dataset:
@@ -71,18 +103,11 @@ def _flat(rows: Dataset) -> Dataset:
 def write_model(place: Path, source: Source, folder: Path) -> None:
     """Download a model's configuration, safetensors weights and tokenizer.
 
-    The download stays in `folder` and its files are linked: an interrupted one goes on from there,
-    and to make the model again costs no second download. Raises WorkError where the revision has no
-    safetensors weights: pickled ones can run code and are not taken.
+    The download stays in `folder` and its files are linked: to make the model again costs no second
+    one. Raises WorkError where the revision has no safetensors weights: pickled ones can run code
+    and are not taken.
     """
-    download = folder / f"{source['id'].replace('/', '--')}@{source['revision']}"
-    with _reaching(source):
-        huggingface_hub.snapshot_download(
-            source["id"],
-            revision=source["revision"],
-            allow_patterns=list(local.MODEL_FILES),
-            local_dir=download,
-        )
+    download = fetch(source, "model", local.MODEL_FILES, folder)
     if not any(file for pattern in local.WEIGHTS for file in download.glob(pattern)):
         raise WorkError(
             f"{source['id']} has no safetensors weights at revision {source['revision']}, and "

@@ -21,6 +21,8 @@ def check_folder(folder: Path) -> Manifest:
         raise WorkError(f"{folder} is not prepared: {mend}")
     manifest = read_json(folder / MANIFEST, "manifest")
     if lines := damage(folder, manifest):
+        if read_json(folder / MANIFEST, "manifest") != manifest:  # prepared anew meanwhile
+            return check_folder(folder)
         more = f" (and {len(lines) - 1} more)" if len(lines) > 1 else ""
         raise WorkError(f"{lines[0]}{more}: {mend}")
     return manifest

@@ -71,12 +71,14 @@ def table_files(path: str) -> dict[str, list[Path]]:
 
 def tables(path: str) -> dict[str, Dataset]:
     """Every table of a folder or file. Raises WorkError naming a file that cannot be read."""
-    return {table: Dataset(_joined(files)) for table, files in table_files(path).items()}
+    return {table: read_tables(files) for table, files in table_files(path).items()}
 
 
-def _joined(files: list[Path]) -> pa.Table:
+def read_tables(files: list[Path]) -> Dataset:
+    """Files one after the other as one table. Raises WorkError naming what cannot be read."""
     try:
-        return pa.concat_tables([_read(file) for file in files], promote_options="default")
+        joined = pa.concat_tables([_read(file) for file in files], promote_options="default")
+        return Dataset(joined)
     except pa.ArrowException as error:
         names = ", ".join(map(str, files))
         raise WorkError(f"the columns of {names} do not fit together: {error}") from error

@@ -23,7 +23,7 @@ from lorasp.config import (
     resolve_task,
     text_of,
 )
-from lorasp.data.folders import MANIFEST, building, forget_damaged, is_current
+from lorasp.data.folders import MANIFEST, alone, building, forget_damaged, is_current
 from lorasp.data.load import check_folder, load_split
 from lorasp.errors import UsageError, WorkError
 from lorasp.results import sha256_of
@@ -44,14 +44,15 @@ def prepare_dataset(config: Config, name: str) -> Path:
         from lorasp.data import local
 
         inputs["files"] = _hashes(itertools.chain(*local.table_files(source["path"]).values()))
-    if is_current(folder, source, inputs):
-        return folder / MANIFEST
-    _show_progress_on_terminals_only()
-    tables = _tables(config, name, entry)
-    for split, count in entry.get("rows", {}).items():
-        tables = _at_most(tables, split, count, name)
-    with building(folder, source, inputs) as place:
-        _write_tables(place, tables)
+    with alone(folder):
+        if is_current(folder, source, inputs):
+            return folder / MANIFEST
+        _show_progress_on_terminals_only()
+        tables = _tables(config, name, entry)
+        for split, count in entry.get("rows", {}).items():
+            tables = _at_most(tables, split, count, name)
+        with building(folder, source, inputs) as place:
+            _write_tables(place, tables)
     return folder / MANIFEST
 
 
@@ -75,7 +76,7 @@ def _tables(config: Config, name: str, entry: dict[str, Any]) -> "dict[str, Data
         case "hub":
             from lorasp.data import hub
 
-            return hub.tables(source, entry.get("layout", "table"))
+            return hub.tables(source, entry.get("layout", "table"), _artefacts(config))
         case "pypi":
             from lorasp.data import pypi, readers
 
@@ -138,10 +139,11 @@ def prepare_model(config: Config, name: str) -> Path:
     if "vocabulary" in source:
         vocabulary = data_folder(config, source["vocabulary"]["dataset"])
         inputs["vocabulary"] = check_folder(vocabulary)["fingerprint"]
-    if not is_current(folder, source, inputs):
-        _show_progress_on_terminals_only()
-        with building(folder, source, inputs) as place:
-            _write_model(config, name, source, place)
+    with alone(folder):
+        if not is_current(folder, source, inputs):
+            _show_progress_on_terminals_only()
+            with building(folder, source, inputs) as place:
+                _write_model(config, name, source, place)
     return folder / MANIFEST
 
 
@@ -205,12 +207,13 @@ def prepare_tokens(config: Config, model: str, task: str) -> Path:
         "task": text_of(resolved),
     }
     folder = data_folder(config, "tokens", model, task)
-    if not is_current(folder, source, inputs):
-        from lorasp.data import tokens
+    with alone(folder):
+        if not is_current(folder, source, inputs):
+            from lorasp.data import tokens
 
-        _show_progress_on_terminals_only()
-        with building(folder, source, inputs) as place:
-            tokens.write_tokens(place, resolved, model_folder, dataset)
+            _show_progress_on_terminals_only()
+            with building(folder, source, inputs) as place:
+                tokens.write_tokens(place, resolved, model_folder, dataset)
     return folder / MANIFEST
 
 

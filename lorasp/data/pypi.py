@@ -2,22 +2,31 @@
 
 import fnmatch
 import io
+import os
 import re
+import stat
 import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from lorasp.data.local import MODEL_FILES, model_files
 from lorasp.errors import WorkError
+from lorasp.locks import exclusively
+from lorasp.redaction import secrets
 from lorasp.results import sha256_of
 
 Artefact = dict[str, str]
+Entry = TypeVar("Entry")
+PAUSES = (2.0, 10.0)  # seconds before another try at what a break of the connection can explain
+# Bytes that the wanted files of an archive may unpack to; the largest pinned ones hold 0.3 GB.
+LARGEST = 4 * 2**30
 
 
 def fetch_all(source: dict[str, Any], folder: Path) -> dict[str, Path]:
@@ -31,6 +40,11 @@ def fetch(artefact: Artefact, folder: Path) -> Path:
     pip checks the sum before it looks into the file: an sdist's own build code runs for its
     metadata. Raises WorkError, and keeps no file, where the sum differs or pip fails.
     """
+    with exclusively(folder / f".{artefact['file']}.lock"):
+        return _fetch(artefact, folder)
+
+
+def _fetch(artefact: Artefact, folder: Path) -> Path:
     file = folder / artefact["file"]
     if file.is_file():
         if (found := sha256_of(file)) == artefact["sha256"]:
@@ -38,7 +52,6 @@ def fetch(artefact: Artefact, folder: Path) -> Path:
         print(f"{file} is damaged: sha256 {found}; downloading it again", file=sys.stderr)
         file.unlink()
     print(f"downloading {artefact['file']}", file=sys.stderr)
-    folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as name:
         place = Path(name)
         _download(artefact, place)
@@ -60,9 +73,16 @@ def _download(artefact: Artefact, place: Path) -> None:
     requirement.write_text(f"{pin} --hash=sha256:{artefact['sha256']}\n")
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-input", form, ":all:"]
     command += ["--disable-pip-version-check", "--require-hashes", "-r", str(requirement)]
-    done = subprocess.run([*command, "-d", str(place)], capture_output=True, text=True)
-    if done.returncode == 0:
-        return
+    for pause in (*PAUSES, None):
+        done = subprocess.run(
+            [*command, "-d", str(place)], capture_output=True, text=True, env=_environment()
+        )
+        if done.returncode == 0:
+            return
+        if pause is None or "No matching distribution" in done.stderr or "Got " in done.stderr:
+            break
+        print(f"pip cannot download {pin}; trying again in {pause:g} s", file=sys.stderr)
+        time.sleep(pause)
     if got := re.search(r"Got\s+([0-9a-f]{64})", done.stderr + done.stdout):
         raise WorkError(_differs(artefact, got[1]))
     errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")]
@@ -71,6 +91,16 @@ def _download(artefact: Artefact, place: Path) -> None:
         f"pip cannot download {pin} ({reason.strip()}): check the connection to the package index, "
         f"or put {artefact['file']} into {place.parent} yourself"
     )
+
+
+def _environment() -> dict[str, str]:
+    """What pip is started with: no secret that is not pip's own, as an sdist's code runs under it.
+
+    A pip that can go on with a download that broke off (since 25.1) is asked to.
+    """
+    hidden = {name for name in secrets() if not name.startswith("PIP_")}
+    kept = {name: value for name, value in os.environ.items() if name not in hidden}
+    return {"PIP_RESUME_RETRIES": "5"} | kept
 
 
 def _differs(artefact: Artefact, found: str) -> str:
@@ -83,32 +113,50 @@ def _differs(artefact: Artefact, found: str) -> str:
 def members(archive: BinaryIO, name: str, pattern: str) -> Iterator[tuple[str, bytes]]:
     """The files in a zip or tar archive whose path matches a shell pattern, as (path, content).
 
-    Raises WorkError where the archive cannot be read, or holds a path that leads out of it.
+    Links and devices are no files. Raises WorkError where the archive cannot be read, holds a path
+    that leads out of it, or would unpack to more than LARGEST bytes.
     """
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as opened:
-                for path in _safe(opened.namelist(), name):
-                    if fnmatch.fnmatchcase(path, pattern) and not path.endswith("/"):
-                        yield path, opened.read(path)
+                entries = [(entry.filename, entry.file_size, entry) for entry in opened.infolist()]
+                for path, entry in _wanted(entries, name, pattern):
+                    if not entry.is_dir() and not stat.S_ISLNK(entry.external_attr >> 16):
+                        yield path, opened.read(entry)
             return
         archive.seek(0)
         with tarfile.open(fileobj=archive) as opened_tar:
-            _safe(opened_tar.getnames(), name)
-            for member in opened_tar:
-                if fnmatch.fnmatchcase(member.name, pattern) and member.isfile():
+            listed = [(member.name, member.size, member) for member in opened_tar]
+            for path, member in _wanted(listed, name, pattern):
+                if member.isfile():
                     content = opened_tar.extractfile(member)
                     assert content is not None  # a regular file has content
-                    yield member.name, content.read()
+                    yield path, content.read()
     except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
         raise WorkError(f"cannot read {name} as an archive: {error}") from error
 
 
-def _safe(paths: list[str], name: str) -> list[str]:
-    for path in paths:
-        if path.startswith(("/", "\\")) or ".." in PurePosixPath(path.replace("\\", "/")).parts:
+def _wanted(
+    entries: list[tuple[str, int, Entry]], name: str, pattern: str
+) -> list[tuple[str, Entry]]:
+    """The entries (path, bytes as the archive has them, entry) whose path matches, all checked."""
+    for path, _, _ in entries:
+        if _leads_out(path):
             raise WorkError(f"{name} holds the path {path!r}, which leads out of it: not read")
-    return paths
+    found = [entry for entry in entries if fnmatch.fnmatchcase(entry[0], pattern)]
+    if (size := sum(size for _, size, _ in found)) > LARGEST:
+        raise WorkError(
+            f"{name} would unpack to {size / 2**30:.1f} GiB of {pattern}, more than the "
+            f"{LARGEST / 2**30:g} GiB that are read"
+        )
+    return [(path, entry) for path, _, entry in found]
+
+
+def _leads_out(path: str) -> bool:
+    """Whether a path is absolute, on Windows too, or climbs, or holds what no file name may."""
+    parts = path.replace("\\", "/")
+    climbs = ".." in PurePosixPath(parts).parts
+    return climbs or bool(re.match(r"/|[A-Za-z]:", parts) or re.search(r"[\0-\x1f]", parts))
 
 
 def files_of(archive: Path, pattern: str) -> list[tuple[str, bytes]]:

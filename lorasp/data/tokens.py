@@ -26,7 +26,7 @@ def write_tokens(folder: Path, task: Task, model: Path, dataset: Path) -> None:
     task's max_length, but for translations to be scored. Raises WorkError for a missing column or
     split, an empty split, or a label outside the task's range.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     for split in wanted_splits(task, dataset):
         # What is scored against a full reference is translated in full.
         whole = task["family"] == "translation" and split in task["evaluate"]

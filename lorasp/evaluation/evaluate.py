@@ -25,15 +25,20 @@ def evaluate_cell(
 
     `overrides` are the method settings that it was trained with. Raises UsageError where the run
     was trained under another configuration, WorkError where its files or the prepared data are
-    missing or damaged, or memory runs out.
+    missing or damaged, or memory runs out. A run that diverged has no weights: its scores are
+    undefined.
     """
     started, clock = datetime.now(UTC), perf_counter()
     folder = folder or cell.folder
     resolved = resolve(config, cell, overrides)
     places = _places(config, resolved)
     data = {role: check_folder(place)["fingerprint"] for role, place in places.items()}
-    check_run(folder, resolved, data)
-    scores = _scores(resolved, folder, places)
+    train = check_run(folder, resolved, data)
+    if train["status"] == "diverged":
+        note = f"the training diverged at step {train['diverged_at']}"
+        scores = _undefined(resolved["task"], note)
+    else:
+        scores = _scores(resolved, folder, places)
     best = headline(resolved["task"]["headline"], scores["splits"])
     result = {
         "cell": resolved["cell"],
@@ -66,8 +71,8 @@ def _places(config: Config, resolved: Config) -> dict[str, Path]:
     return places
 
 
-def check_run(folder: Path, resolved: Config, data: dict[str, str]) -> None:
-    """Check that `folder` holds a finished run of this configuration on this prepared data.
+def check_run(folder: Path, resolved: Config, data: dict[str, str]) -> dict[str, Any]:
+    """The train.json of `folder`, which holds a run of this configuration on this prepared data.
 
     `data` holds the fingerprints of the prepared folders. Raises UsageError for another
     configuration, WorkError for other data and for weights that are missing or cut off.
@@ -92,6 +97,7 @@ def check_run(folder: Path, resolved: Config, data: dict[str, str]) -> None:
             f"{folder / 'adapter'} holds {size} bytes of weights and the run wrote "
             f"{train['adapter_bytes']}; {again}"
         )
+    return train
 
 
 def _difference(was: Any, now: Any, path: str = "") -> tuple[str, Any, Any]:
@@ -118,6 +124,13 @@ def headline(metric: str, splits: dict[str, Any]) -> dict[str, Any]:
         "n": sum(split["n"] for split in splits.values()),
         **({"note": note} if note else {}),
     }
+
+
+def _undefined(task: Config, note: str) -> dict[str, Any]:
+    """Every metric of every split without a value, and why."""
+    score = {"value": None, "stderr": None, "note": note}
+    metrics = dict.fromkeys(task["metrics"], score)
+    return {"splits": {split: {"n": 0, "metrics": metrics} for split in task["evaluate"]}}
 
 
 def _scores(resolved: Config, folder: Path, places: dict[str, Path]) -> dict[str, Any]:

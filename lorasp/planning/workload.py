@@ -45,15 +45,14 @@ def all_cells(config: Config, only: str = "") -> list[Cell]:
 
 
 def shape(config: Config, name: str, scratch: Path) -> Shape:
-    """The shape of a model; that of a generated one is written below `scratch`.
+    """The shape of a model, as prepared; else that of the published model of its name.
 
-    Raises WorkError, with the command that mends it, where nothing but its files can tell.
+    That of a generated one is written below `scratch`. Raises WorkError, with the command that
+    mends it, where nothing but its files can tell.
     """
     source = resolve_model(config, name)["source"]
     if source["kind"] == "run":
         return shape(config, source["cell"]["model"], scratch)
-    if source["kind"] in ("hub", "pypi") and name in public_models():
-        return Shape(None, *_sizes(public_models()[name]["arguments"]))
     match source["kind"]:
         case "generated":
             folder = _generated(source, scratch / name)
@@ -61,6 +60,8 @@ def shape(config: Config, name: str, scratch: Path) -> Shape:
             folder = Path(source["path"])
         case _:
             folder = data_folder(config, "models", name)
+            if name in public_models() and not (folder / "config.json").is_file():
+                return Shape(None, *_sizes(public_models()[name]["arguments"]))
     if not (folder / "config.json").is_file():
         raise WorkError(
             f"the size of {name} is in none of our tables, and it is not prepared: run "

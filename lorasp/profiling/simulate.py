@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from lorasp.adapters.registry import apply_method, count_parameters, quantize_of
-from lorasp.models import CLASSES, head_labels, quantization_config, weights_dtype
+from lorasp.models import CLASSES, SAFELY, head_labels, quantization_config, weights_dtype
 from lorasp.profiling.fake import FakeMode
 from lorasp.profiling.step import adamw, batch_shapes, counted_step, ready
 from lorasp.public_models import meta_model
@@ -74,7 +74,7 @@ def skeleton(resolved: Resolved, folder: Path | None) -> nn.Module:
     if folder is None:
         network: Any = meta_model(resolved["model"]["name"], labels)
     else:
-        config = AutoConfig.from_pretrained(folder, num_labels=labels)
+        config = AutoConfig.from_pretrained(folder, num_labels=labels, **SAFELY)
         with torch.device("meta"):
             network = CLASSES[resolved["model"]["architecture"]].from_config(config)
     if (quantization := quantization_config(resolved)) is not None:

@@ -8,11 +8,13 @@ from typing import Any
 import pandas as pd
 
 from lorasp.config import Cell, Config, cells, decisive, parse_cell, resolve
+from lorasp.errors import WorkError
 from lorasp.results import fingerprint, read_json
 
 RUN = ["model", "task", "method", "recipe"]
 DONE, TRAINED, NOT_RUN = "done", "trained, not evaluated", "not run"
 OUTDATED = "outdated"  # made with another configuration
+DIVERGED = "diverged"  # its loss became no number: it has no weights, and no score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,20 +86,21 @@ def _read_run(
     scores: list[dict[str, Any]] = []
     losses: list[dict[str, Any]] = []
     seconds = 0.0
-    if (folder / "train.json").exists():
-        train = read_json(folder / "train.json", "train")
+    train, metrics = _read_files(folder)
+    if train:
         seconds += train["wall_seconds"]
-        run |= {"status": TRAINED, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
+        status = DIVERGED if train["status"] == "diverged" else TRAINED
+        run |= {"status": status, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
         run |= {"started": train["started"]}
         run |= {key: train[key] for key in ("peak_memory_bytes", "adapter_bytes", "final_loss")}
         run |= train["parameters"] | _origin(train, resolved, "train")
         losses = [names | point for point in train["loss"]]
-    if (folder / "metrics.json").exists():
-        metrics = read_json(folder / "metrics.json", "metrics")
+    if metrics:
         headline = metrics["headline"]
         seconds += metrics["wall_seconds"]
         run |= {key: headline[key] for key in ("metric", "value", "stderr", "n")}
-        run |= {"status": DONE, "evaluate_seconds": metrics["wall_seconds"]}
+        run |= {"evaluate_seconds": metrics["wall_seconds"]}
+        run["status"] = DIVERGED if run["status"] == DIVERGED else DONE
         origin = _origin(metrics, resolved, "evaluate")
         origin["data"] = run.get("data", {}) | origin["data"]
         origin["same_config"] &= run["same_config"]
@@ -112,6 +115,31 @@ def _read_run(
         overall = {key: headline[key] for key in ("metric", "value", "stderr", "n")}
         scores.append(names | overall | {"split": "all", "headline": True})
     return run | {"wall_seconds": seconds}, scores, losses
+
+
+def _read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | None]:
+    """train.json and metrics.json of one training; a run may be trained anew while it is read."""
+    while True:
+        before = _bytes(folder / "train.json")
+        train, metrics = (_if_there(folder / f"{kind}.json", kind) for kind in ("train", "metrics"))
+        if before == _bytes(folder / "train.json"):
+            return train, metrics
+
+
+def _if_there(path: Path, kind: str) -> dict[str, Any] | None:
+    try:
+        return read_json(path, kind)
+    except WorkError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            return None
+        raise
+
+
+def _bytes(path: Path) -> bytes | None:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
 
 
 def _origin(result: dict[str, Any], resolved: Config, stage: str) -> dict[str, Any]:
@@ -197,13 +225,12 @@ def _read_profiles(config: Config, root: Path) -> list[dict[str, Any]]:
         for method in plan["methods"]:
             row = {"model": plan["model"], "method": method, "status": NOT_RUN}
             row |= {"batch": plan["batch"], "length": plan["length"]}
-            path = root / "profile" / plan["model"] / f"{method}.json"
-            rows.append(row | _read_profile(path) if path.exists() else row)
+            profile = _if_there(root / "profile" / plan["model"] / f"{method}.json", "profile")
+            rows.append(row | _read_profile(profile) if profile else row)
     return rows
 
 
-def _read_profile(path: Path) -> dict[str, Any]:
-    profile = read_json(path, "profile")
+def _read_profile(profile: dict[str, Any]) -> dict[str, Any]:
     seconds, states = profile["seconds"], profile["states"]
     adapter = sum(states["adapter"].values())
     return {

@@ -12,7 +12,7 @@ import pandas as pd
 from lorasp.config import Config
 from lorasp.errors import UsageError
 from lorasp.report.claims_view import estimate
-from lorasp.report.collect import DONE, RUN, collect
+from lorasp.report.collect import DIVERGED, DONE, RUN, collect
 from lorasp.report.formats import write
 from lorasp.report.judged import judged
 from lorasp.report.page import environment
@@ -51,7 +51,7 @@ def write_comparison(config: Config, folders: tuple[Path, Path], out: Path | Non
 
 def _side(config: Config, folder: Path) -> Side:
     results = collect(config, folder)
-    runs = results.runs[results.runs["status"] == DONE]
+    runs = results.runs[results.runs["status"].isin((DONE, DIVERGED))]
     if runs.empty:
         raise UsageError(
             f"--compare {folder}: no run of scale {config['scale']} there; name a folder such as "

@@ -8,13 +8,9 @@ import pandas as pd
 
 from lorasp.claims.roles import is_papers
 from lorasp.config import Config
-from lorasp.report.collect import DONE, NOT_RUN, RUN, TRAINED, Results
+from lorasp.report.collect import DIVERGED, DONE, NOT_RUN, RUN, TRAINED, Results
 from lorasp.results import fingerprint, provenance
 
-SMOKE = (
-    "Smoke run. Random models on generated data: no score on this page is a result. "
-    "It shows that every path works, and nothing else."
-)
 CONTEXT = (
     "Small stand-ins. {models}: these are other models on other data than the paper's. "
     "The paper's numbers stand beside them for context alone and are not comparable with them; "
@@ -24,8 +20,8 @@ CONTEXT = (
 
 def notice(config: Config, results: Results) -> str:
     """What the scale's numbers mean; empty where every model is one of the paper's."""
-    if config["scale"] == "smoke":
-        return SMOKE
+    if "no_result" in config:
+        return str(config["no_result"])
     models = [model for model in results.runs["model"].unique() if not is_papers(config, model)]
     if not models:
         return ""
@@ -54,6 +50,10 @@ def summary(config: Config, results: Results) -> dict[str, Any]:
         "done": counts[DONE],
         "trained": counts[TRAINED],
         "not_run": counts[NOT_RUN],
+        "diverged": [
+            f"{' '.join(run[name] for name in RUN)} seed-{run['seed']}"
+            for run in runs[runs["status"] == DIVERGED].to_dict("records")
+        ],
         "undefined": int(results.summary["undefined"].sum()),
         "profiles_planned": len(results.profiles),
         "profiles_done": int((results.profiles["status"] == DONE).sum()),
@@ -115,7 +115,7 @@ def details(results: Results) -> list[dict[str, Any]]:
             | {
                 "value": value,
                 "stderr": "" if pd.isna(error) else f"{error:.1f}",
-                "n": group["n"].iloc[0],
+                "n": group["n"].max(),  # none of a seed that diverged
             }
         )
     return rows

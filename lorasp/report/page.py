@@ -7,6 +7,7 @@ import base64
 import hashlib
 from importlib import resources
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from markupsafe import Markup
 
 from lorasp.claims import load_claims
 from lorasp.config import Config
+from lorasp.locks import exclusively
 from lorasp.report import claims_view
 from lorasp.report.badges import by_place
 from lorasp.report.charts import library, save
@@ -35,7 +37,7 @@ from lorasp.report.steps import simulations_frame
 from lorasp.report.tables import Table, as_frame, as_tidy, paper_tables
 from lorasp.results import provenance, write_json
 
-STAMP = "smoke run: not a result"
+STAMP = "{scale} run: not a result"
 
 
 def write_report(config: Config, out: Path | None = None) -> Path:
@@ -46,6 +48,22 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     damaged.
     """
     out = out or Path("reports", config["scale"])
+    with exclusively(out / ".lock"), TemporaryDirectory(dir=out, prefix=".writing-") as name:
+        _write_all(config, Path(name))
+        _publish(Path(name), out)
+    return out / "report.html"
+
+
+def _publish(written: Path, out: Path) -> None:
+    """Move every file of a finished report to its place, the page last; each move is atomic."""
+    files = [file for file in written.rglob("*") if file.is_file()]
+    for file in sorted(files, key=lambda file: (file.name == "report.html", file)):
+        place = out / file.relative_to(written)
+        place.parent.mkdir(exist_ok=True)
+        file.replace(place)
+
+
+def _write_all(config: Config, out: Path) -> None:
     results = collect(config)
     verdicts = judged(config, results)
     entries = claims_view.view(config, verdicts)
@@ -55,13 +73,13 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     simulated = section(steps)
     benches = read_benches()
     speed = speed_section(benches)
-    smoke = config["scale"] == "smoke"
-    charts = draw_all(config, results, tables, STAMP if smoke else "")
+    no_result = "no_result" in config
+    charts = draw_all(config, results, tables, STAMP.format_map(config) if no_result else "")
     facts = {
         "config": config,
         "paper": load_claims()["paper"],
         "papers": papers,
-        "smoke": smoke,
+        "no_result": no_result,
         "notice": notice(config, results),
         "tally": claims_view.tally(entries),
         "basis": claims_view.basis(entries),
@@ -105,7 +123,6 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     page = environment().get_template("report.html.j2")
     hashes = " ".join(f"'sha256-{_sha256(script)}'" for script in scripts)
     write(out / "report.html", page.render(facts, scripts=scripts, hashes=Markup(hashes)))
-    return out / "report.html"
 
 
 def environment() -> Environment:

@@ -1,14 +1,19 @@
-"""What a run does between its steps: LoRA-SP's selection, and the progress that a person sees."""
+"""What a run does between its steps: LoRA-SP's selection, checkpoints, what a person sees."""
 
 import math
 import sys
+import time
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 
 from lorasp.adapters import protect_unselected
-from lorasp.errors import WorkError
+from lorasp.training.checkpoints import is_sealed
+from lorasp.training.trainer import CellTrainer, random_states, set_random_states
+
+TERMINATED = 143  # the exit code of a process that SIGTERM has ended
 
 
 class Selection(TrainerCallback):
@@ -16,6 +21,7 @@ class Selection(TrainerCallback):
 
     def __init__(self, model: torch.nn.Module) -> None:
         self.model = model
+        self.draw: int | None = None  # in force
         config = next(iter(getattr(model, "peft_config", {}).values()), None)
         self.resample = getattr(config, "resample", "never")
 
@@ -25,23 +31,106 @@ class Selection(TrainerCallback):
             protect_unselected(getattr(optimizer, "optimizer", optimizer), self.model)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resample == "step":
-            self.model.base_model.resample_selection(state.global_step)  # type: ignore[operator,union-attr]
+        if self.resample == "never":
+            return
+        draw = state.global_step if self.resample == "step" else int(state.epoch or 0)
+        if draw != self.draw:
+            self.model.base_model.resample_selection(draw)  # type: ignore[operator,union-attr]
+            self.draw = draw
 
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.resample == "epoch":
-            self.model.base_model.resample_selection(round(state.epoch or 0))  # type: ignore[operator,union-attr]
+
+class Checkpoints(TrainerCallback):
+    """Takes a checkpoint every so many minutes, when told to stop, and for `select: best`.
+
+    Args:
+        minutes: between two checkpoints.
+        every_epoch: whether the end of each epoch needs one, from which the best is chosen.
+        checkpoint: the one that the run goes on from.
+    """
+
+    def __init__(
+        self, trainer: CellTrainer, minutes: float, every_epoch: bool, checkpoint: Path | None
+    ) -> None:
+        self.trainer, self.seconds, self.every_epoch = trainer, 60 * minutes, every_epoch
+        self.checkpoint = checkpoint
+        self.stopping = False
+
+    def stop(self, *_: Any) -> None:
+        """Have the run end as soon as its state is on the disk; a handler of signals."""
+        self.stopping = True
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.checkpoint:
+            self.trainer.restore_loop(self.checkpoint)
+        self.saved = time.monotonic()
+        self._mark(state)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._mark(state)
+        over = control.should_training_stop
+        due = time.monotonic() - self.saved >= self.seconds and not over
+        ends = self.every_epoch and (over or float(state.epoch).is_integer())
+        control.should_save = self.stopping or due or ends
+
+    def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.stopping:
+            return
+        # a step can take minutes: what is done of it is dropped
+        randomness, loss, tokens = self.marked
+        set_random_states(randomness)
+        self.trainer._tr_loss.copy_(loss)
+        state.num_input_tokens_seen = tokens
+        if state.global_step and not is_sealed(self.trainer.checkpoint()):
+            self.trainer._save_checkpoint(self.trainer.model, None)
+        raise SystemExit(TERMINATED)
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.stopping:  # the checkpoint was taken before the evaluation
+            raise SystemExit(TERMINATED)
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_save = False
+        if self.checkpoint and self.checkpoint == self.trainer.checkpoint():
+            # no step was left of the epoch, before whose first one the Trainer would do this
+            self.trainer._load_rng_state(str(self.checkpoint))
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.saved = time.monotonic()
+        if self.stopping:
+            raise SystemExit(TERMINATED)
+
+    def _mark(self, state: Any) -> None:
+        loss = self.trainer._tr_loss.detach().clone()
+        self.marked = random_states(), loss, state.num_input_tokens_seen
+
+
+class Diverged(Exception):
+    """The loss is no longer a number; it was noticed at `step`."""
+
+    def __init__(self, step: int, loss: float) -> None:
+        super().__init__(
+            f"the loss became {loss} at step {step}: this run diverged; "
+            "lower its learning_rate or use another precision"
+        )
+        self.step = step
 
 
 class Progress(TrainerCallback):
-    """One line on stderr with loss, rate and time left; stops at a loss that is no number."""
+    """One line on stderr with loss, rate and time left; raises Diverged at a loss of no number."""
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm import tqdm
 
         # in a log file a line every ten seconds is enough
         interval = 0.1 if sys.stderr.isatty() else 10.0
-        self.bar = tqdm(total=state.max_steps, unit="step", mininterval=interval, desc="train")
+        self.bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            unit="step",
+            mininterval=interval,
+            desc="train",
+            disable=not state.is_world_process_zero,
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.update(state.global_step - self.bar.n)
@@ -54,10 +143,8 @@ class Progress(TrainerCallback):
             return
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if not math.isfinite(loss):
-            raise WorkError(
-                f"the loss became {loss} at step {state.global_step}: this run diverged; "
-                "lower its learning_rate or use another precision"
-            )
+            self.bar.close()
+            raise Diverged(state.global_step, loss)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.bar.close()

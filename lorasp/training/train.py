@@ -1,11 +1,11 @@
 """Train one cell with the Hugging Face Trainer: `lorasp train --config … --model … --task … …`."""
 
-import datetime
+import gc
 import math
-import resource
 import shutil
+import signal
 import sys
-import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +15,37 @@ from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
     PreTrainedTokenizerBase,
-    Trainer,
     TrainingArguments,
     set_seed,
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Cell, data_folder, resolve
 from lorasp.data.load import check_folder, load_split
 from lorasp.errors import UsageError, WorkError
 from lorasp.metrics import classification_metrics, regression_metrics
-from lorasp.models import load_model, load_tokenizer
+from lorasp.models import attention_of, load_model, load_tokenizer
+from lorasp.processes import Again
 from lorasp.recompute import recompute_activations
 from lorasp.results import provenance, write_json
-from lorasp.training.callbacks import Progress, Selection
+from lorasp.training import sharded
+from lorasp.training.callbacks import TERMINATED, Checkpoints, Diverged, Progress, Selection
+from lorasp.training.checkpoints import newest_sound
+from lorasp.training.history import History, identity, recall
+from lorasp.training.trainer import CellTrainer
+
+MINUTES = 10  # between two checkpoints, where runtime.checkpoint_minutes is not given
+UNTRAINED: dict[str, Any] = {
+    "status": "finished",
+    "diverged_at": None,
+    "steps": 0,
+    "examples": 0,
+    "tokens": 0,
+    "loss": [],
+    "final_loss": None,
+    "best": None,
+}
 
 
 def train_cell(
@@ -39,16 +54,24 @@ def train_cell(
     overrides: dict[str, Any] | None = None,
     folder: Path | None = None,
     micro_batch: int | None = None,
+    retried: int | None = None,
+    halved: tuple[int, ...] = (),
 ) -> Path:
     """Train a cell and write `adapter/` and `train.json` into its folder; the path of the latter.
 
     The untouched base model (`base`) takes no step. `micro_batch` sequences are computed at a time:
     by default the recipe's micro_batch_size, else the whole batch. The batch of a step stays what
     the recipe says, and so does its loss: another micro-batch is the same run but for rounding,
-    and for which entries a dropout of the model takes out. Raises UsageError for settings that
-    cannot be trained and WorkError for damaged inputs or a loss that is no longer a number.
+    and for which entries a dropout of the model takes out.
+
+    A run that was interrupted goes on from its last checkpoint in `.checkpoints/`; one whose loss
+    is no longer a number has the status 'diverged' and an empty `adapter/`. Raises UsageError for
+    settings that cannot be trained and WorkError for damaged inputs or a disk that refuses.
+
+    Where several processes work on it, all call this and the first one writes the files. Again is
+    raised where memory ran out in one: they start once more with the smaller micro-batch as
+    `retried`, and `halved` has the steps in which that happened.
     """
-    started = datetime.datetime.now(datetime.UTC)
     resolved = resolve(config, cell, overrides)
     if micro_batch and resolved["recipe"]:
         resolved["recipe"]["micro_batch_size"] = micro_batch
@@ -59,42 +82,35 @@ def train_cell(
         "model": check_folder(model_folder)["fingerprint"],
         "tokens": check_folder(token_folder)["fingerprint"],
     }
-    set_seed(cell.seed)
     torch.set_num_threads(resolved["runtime"]["threads"])
     # Deterministic kernels where there are any; a warning names the ones that are not.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It also fills new memory with NaN, which only helps to find who reads what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    tokenizer = load_tokenizer(model_folder)
-    model = apply_method(load_model(resolved, model_folder), resolved)
-    recompute_activations(model, resolved)
     if resolved["runtime"]["device"] == "cuda":
         torch.cuda.reset_peak_memory_stats()
 
-    outcome: dict[str, Any] = {
-        "steps": 0,
-        "examples": 0,
-        "tokens": 0,
-        "loss": [],
-        "final_loss": None,
-        "best": None,
-    }
+    processes = sharded.size()
+    asked = _micro_batch(resolved["recipe"], processes) if resolved["recipe"] else None
+    checkpoints = folder / ".checkpoints"
+    mine = identity(resolved, data, processes)
+    history = sharded.told(lambda: recall(checkpoints, mine, asked))
+    if retried:
+        history.micro_batch, history.halved = retried, list(halved)
+    tokenizer = load_tokenizer(model_folder)
+    model, outcome = _model(resolved, model_folder), UNTRAINED
     if resolved["method"]["family"] != "base":
-        outcome = _fit(model, tokenizer, resolved, token_folder, folder)
+        while not (fitted := _fit(model, tokenizer, resolved, token_folder, history, checkpoints)):
+            del model  # before the next one takes its place
+            gc.collect()
+            torch.cuda.empty_cache()
+            model = _model(resolved, model_folder)
+        outcome = fitted
 
-    fresh = folder / "adapter.partial"
-    shutil.rmtree(fresh, ignore_errors=True)
-    try:
-        adapter_bytes = save_adapter(model, fresh)
-        if resolved["method"]["family"] == "full":
-            tokenizer.save_pretrained(fresh)  # the folder is then a model that can be prepared
-        shutil.rmtree(folder / "adapter", ignore_errors=True)
-        fresh.rename(folder / "adapter")
-    except OSError as error:
-        raise WorkError(f"cannot write {folder / 'adapter'}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    finished = datetime.datetime.now(datetime.UTC)
+    state = sharded.gathered(model) if outcome["status"] == "finished" else None
+    if not sharded.is_first():
+        return folder / "train.json"
+    adapter_bytes = _write_adapter(model, state, tokenizer, resolved, outcome["status"], folder)
     write_json(
         folder / "train.json",
         {
@@ -102,25 +118,61 @@ def train_cell(
             "config": resolved,
             "data": data,
             "provenance": provenance(),
-            "started": started.isoformat(timespec="seconds"),
-            "finished": finished.isoformat(timespec="seconds"),
-            "wall_seconds": (finished - started).total_seconds(),
-            "peak_memory_bytes": peak_memory(resolved["runtime"]["device"]),
+            "started": history.started,
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            "wall_seconds": history.seconds(),
+            "peak_memory_bytes": history.peak_memory(resolved["runtime"]["device"]),
+            "processes": processes,
+            "attention": attention_of(model),
+            "micro_batch": {"asked": asked, "used": history.micro_batch, "halved": history.halved},
+            "resumed": history.resumed,
             "parameters": count_parameters(model),
             "adapter_bytes": adapter_bytes,
             **outcome,
         },
         "train",
     )
+    shutil.rmtree(checkpoints, ignore_errors=True)
     return folder / "train.json"
 
 
-def peak_memory(device: str) -> int:
-    """Bytes: the CUDA allocator's peak, or the peak resident set of this process on a CPU."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated()
-    resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return resident if sys.platform == "darwin" else resident * 1024
+def _model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
+    """The model as it is before its first step, whatever was drawn before."""
+    set_seed(resolved["cell"]["seed"])
+    model = apply_method(load_model(resolved, folder, sharded.parts(resolved)), resolved)
+    recompute_activations(model, resolved)
+    return model
+
+
+def _write_adapter(
+    model: torch.nn.Module,
+    state: dict[str, torch.Tensor] | None,
+    tokenizer: PreTrainedTokenizerBase,
+    resolved: dict[str, Any],
+    status: str,
+    folder: Path,
+) -> int:
+    """Put what was trained into `folder`/adapter, nothing of a diverged run; bytes of the weights.
+
+    Raises WorkError where the disk refuses.
+    """
+    fresh = folder / "adapter.partial"
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        size = save_adapter(model, fresh, state) if status == "finished" else 0
+        if status == "finished" and resolved["method"]["family"] == "full":
+            tokenizer.save_pretrained(fresh)  # the folder is then a model that can be prepared
+        # what was said of the former adapter goes before it, so that no file speaks of another
+        for name in ("metrics.json", "train.json"):
+            (folder / name).unlink(missing_ok=True)
+        shutil.rmtree(folder / "adapter", ignore_errors=True)
+        fresh.rename(folder / "adapter")
+    except OSError as error:
+        raise WorkError(f"cannot write {folder / 'adapter'}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    return size
 
 
 def _fit(
@@ -128,28 +180,31 @@ def _fit(
     tokenizer: PreTrainedTokenizerBase,
     resolved: dict[str, Any],
     token_folder: Path,
-    folder: Path,
-) -> dict[str, Any]:
-    """Train the model in place; what train.json says about the steps taken."""
+    history: History,
+    checkpoints: Path,
+) -> dict[str, Any] | None:
+    """Train the model in place; what train.json says about the steps taken, None without memory.
+
+    Goes on from the last checkpoint. SIGTERM ends it with one, and the process.
+    """
     task, recipe = resolved["task"], resolved["recipe"]
     training = load_split(token_folder, task["train"])
     steps_an_epoch = math.ceil(len(training) / recipe["batch_size"])
     steps = recipe.get("max_steps", math.ceil(steps_an_epoch * recipe["epochs"]))
     best = recipe["select"] == "best"
     validation = _selection_rows(task, token_folder) if best else None
-    checkpoints = folder / ".checkpoints"
-    shutil.rmtree(checkpoints, ignore_errors=True)
-    trainer = CellTrainer(
+    several = sharded.size() > 1
+    trainer = (sharded.ShardedTrainer if several else CellTrainer)(
         model=model,
-        args=_arguments(resolved, checkpoints, steps, best),
+        args=_arguments(resolved, checkpoints, history.micro_batch or 1, steps, best),
         train_dataset=training,
         eval_dataset=validation,
         data_collator=_collator(tokenizer, model, resolved),
         compute_metrics=_headline(task) if best and "loss" not in _selection_metric(task) else None,
-        callbacks=[Selection(model), Progress()],
     )
     trainer.causal = resolved["model"]["architecture"] == "causal"
     trainer.model_accepts_loss_kwargs = True  # the loss comes divided by the whole batch
+    trainer.history = history
     if trainer.args.n_gpu > 1:
         raise UsageError(
             f"{trainer.args.n_gpu} CUDA devices are visible, and one run would spread its batch "
@@ -157,40 +212,59 @@ def _fit(
         )
     trainer.remove_callback(PrinterCallback)
     trainer.remove_callback(ProgressCallback)
-    began = time.perf_counter()
+    minutes = resolved["runtime"].get("checkpoint_minutes", MINUTES)
+    keeper_of = sharded.AgreedCheckpoints if several else Checkpoints
+    keeper = keeper_of(trainer, minutes, best, history.checkpoint)
+    for callback in (Selection(model), keeper, Progress()):
+        trainer.add_callback(callback)
+    status, diverged_at = "finished", None
+    handler = signal.signal(signal.SIGTERM, keeper.stop)
     try:
-        trainer.train()
-    except torch.OutOfMemoryError as error:
-        raise WorkError(
-            "out of GPU memory: give --micro-batch, or the recipe's micro_batch_size, less than "
-            f"{_micro_batch(recipe)} (the batch stays what it is), or set the method's recompute "
-            "to selective or full"
-        ) from error
+        checkpoint = history.checkpoint
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError:
+        history.halve(trainer.state.global_step + 1, recipe["batch_size"] // sharded.size())
+        if several:  # the others wait for what this process was about to do
+            raise Again(history.micro_batch, tuple(history.halved)) from None
+        history.checkpoint = newest_sound(checkpoints)
+        return None
+    except Diverged as error:
+        print(error, file=sys.stderr)
+        status, diverged_at = "diverged", error.step
     finally:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    print(f"trained {trainer.state.global_step} steps in {time.perf_counter() - began:.1f} s")
+        signal.signal(signal.SIGTERM, handler)
+    if keeper.stopping:
+        raise SystemExit(TERMINATED)
+    if sharded.is_first():
+        print(f"{status} after {trainer.state.global_step} steps in {history.seconds():.1f} s")
     epochs, rest = divmod(trainer.state.global_step, steps_an_epoch)
     log = [
         {key: entry[key] for key in ("step", "epoch", "loss", "learning_rate")}
         for entry in trainer.state.log_history
-        if "loss" in entry
+        if math.isfinite(entry.get("loss", math.nan))
     ]
+    done = status == "finished"
     return {
+        "status": status,
+        "diverged_at": diverged_at,
         "steps": trainer.state.global_step,
         "examples": epochs * len(training) + rest * recipe["batch_size"],
         "tokens": int(trainer.state.num_input_tokens_seen),
         "loss": log,
-        "final_loss": log[-1]["loss"] if log else None,
-        "best": _best(trainer, task) if best else None,
+        "final_loss": log[-1]["loss"] if log and done else None,
+        "best": _best(trainer, task) if best and done else None,
     }
 
 
-def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -> TrainingArguments:
+def _arguments(
+    resolved: dict[str, Any], folder: Path, micro: int, steps: int, best: bool
+) -> TrainingArguments:
     recipe, runtime = resolved["recipe"], resolved["runtime"]
-    micro = _micro_batch(recipe)
-    if recipe["batch_size"] % micro:
+    at_once = micro * sharded.size()
+    if recipe["batch_size"] % at_once:
+        several = f" on {sharded.size()} devices" if sharded.size() > 1 else ""
         raise UsageError(
-            f"micro_batch_size {micro} does not divide batch_size {recipe['batch_size']}"
+            f"micro_batch_size {micro}{several} does not divide batch_size {recipe['batch_size']}"
         )
     seed = resolved["cell"]["seed"]
     return TrainingArguments(
@@ -209,15 +283,16 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
         num_train_epochs=recipe["epochs"],
         max_steps=recipe.get("max_steps", -1),
         per_device_train_batch_size=micro,
-        gradient_accumulation_steps=recipe["batch_size"] // micro,
+        gradient_accumulation_steps=recipe["batch_size"] // at_once,
+        ddp_backend="gloo" if runtime["device"] == "cpu" and sharded.size() > 1 else None,
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # masks follow from the seed, in every process
         per_device_eval_batch_size=runtime["eval_batch_size"],
         train_sampling_strategy="group_by_length",
         length_column_name="length",
         include_num_input_tokens_seen="non_padding",
         eval_strategy="epoch" if best else "no",
-        save_strategy="epoch" if best else "no",
-        save_total_limit=1,
-        save_only_model=True,
+        save_strategy="epoch" if best else "no",  # when is told by Checkpoints
         load_best_model_at_end=best,
         metric_for_best_model=_selection_metric(resolved["task"]) if best else None,
         greater_is_better="loss" not in _selection_metric(resolved["task"]) if best else None,
@@ -232,8 +307,9 @@ def _arguments(resolved: dict[str, Any], folder: Path, steps: int, best: bool) -
     )
 
 
-def _micro_batch(recipe: dict[str, Any]) -> int:
-    return int(recipe.get("micro_batch_size", recipe["batch_size"]))
+def _micro_batch(recipe: dict[str, Any], processes: int) -> int:
+    share = max(1, recipe["batch_size"] // processes)
+    return int(recipe.get("micro_batch_size", share))
 
 
 def _collator(
@@ -279,37 +355,8 @@ def _headline(task: dict[str, Any]) -> Any:
     return compute
 
 
-def _best(trainer: Trainer, task: dict[str, Any]) -> dict[str, float]:
+def _best(trainer: CellTrainer, task: dict[str, Any]) -> dict[str, float]:
     metric = _selection_metric(task)
     scores = [entry for entry in trainer.state.log_history if metric in entry]
     chosen = (min if metric == "eval_loss" else max)(scores, key=lambda entry: entry[metric])
     return {"epoch": chosen["epoch"], "value": chosen[metric]}
-
-
-class CellTrainer(Trainer):
-    """The Trainer, with batches by the lengths that `prepare` counted, and a whole batch's loss.
-
-    A step's loss is the mean over the examples of its batch, or over their tokens, into however
-    many micro-batches it is cut.
-    """
-
-    causal = False  # causal models divide by the tokens of the whole batch themselves
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        # the Trainer would drop the lengths and count anew, or read them one by one from the disk
-        rows: Any = self.train_dataset
-        batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
-        return LengthGroupedSampler(batch_size, lengths=rows["length"][:])
-
-    def compute_loss(
-        self,
-        model: Any,
-        inputs: Any,
-        return_outputs: bool = False,
-        num_items_in_batch: Any = None,
-    ) -> Any:
-        if num_items_in_batch is None or self.causal:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        outputs = model(**inputs)
-        loss = outputs.loss * (inputs["labels"] != -100).sum() / num_items_in_batch
-        return (loss, outputs) if return_outputs else loss

@@ -267,7 +267,7 @@ def test_smoke_judges_nothing_that_needs_runs(tmp_path: Path) -> None:
     found = verdicts(write_paper(tmp_path, *names), config("smoke"), results())
     assert {record["verdict"] for record in found.values()} == {"not run"}
     assert {record["because"] for record in found.values()} == {
-        "Smoke: random models on generated data."
+        "Random models on invented data."
     }
     assert not any("test" in record for record in found.values())
 
@@ -281,6 +281,7 @@ def test_a_scale_of_another_name_is_judged_as_what_it_resembles() -> None:
     own["experiments"] = [{"models": ["roberta-base", "roberta-large"]}]
     assert judged_as(own, claims) == "mini"  # roberta-large is in none of these claims
     assert judged_as(config("mini") | {"scale": "ours"}, claims) == "mini"
+    assert judged_as(config("paper") | {"no_result": "A rehearsal."}, claims) == "smoke"
     random = config()
     for model in random["models"].values():
         model["source"]["kind"] = "generated"

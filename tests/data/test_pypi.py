@@ -34,6 +34,11 @@ def wheel(files: dict[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
+def kept(folder: Path) -> list[str]:
+    """The names of the files in a folder but the locks."""
+    return sorted(file.name for file in folder.iterdir() if file.suffix != ".lock")
+
+
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder from which pip takes its files, instead of the package index."""
@@ -55,7 +60,7 @@ def test_a_download_is_checked_kept_and_reused(index: Path, tmp_path: Path) -> N
     (index / NAME).write_bytes(content)
     file = pypi.fetch(artefact(content), tmp_path / "artefacts")
     assert file.read_bytes() == content
-    assert [path.name for path in file.parent.iterdir()] == [NAME]
+    assert kept(file.parent) == [NAME]
     (index / NAME).unlink()
     assert pypi.fetch(artefact(content), tmp_path / "artefacts") == file
 
@@ -78,7 +83,7 @@ def test_another_sum_is_told_and_the_file_is_not_kept(index: Path, tmp_path: Pat
     with pytest.raises(WorkError) as error:
         pypi.fetch(pinned, tmp_path / "artefacts")
     assert artefact(content)["sha256"] in str(error.value) and "0" * 64 in str(error.value)
-    assert list((tmp_path / "artefacts").iterdir()) == []
+    assert kept(tmp_path / "artefacts") == []
 
 
 def test_pip_is_not_the_only_one_to_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +99,7 @@ def test_pip_is_not_the_only_one_to_check(tmp_path: Path, monkeypatch: pytest.Mo
     name = "demo-1.0.tar.gz"
     with pytest.raises(WorkError, match=rf"downloaded demo-1.0.tar.gz where {NAME} was wanted"):
         pypi.fetch(artefact(b"wanted"), tmp_path / "artefacts")
-    assert list((tmp_path / "artefacts").iterdir()) == []
+    assert kept(tmp_path / "artefacts") == []
 
 
 def test_an_absent_package_is_told_in_one_line(index: Path, tmp_path: Path) -> None:

@@ -89,6 +89,12 @@ def trained(config: Config, project: Path) -> Callable[[str, str, str], tuple[Ce
             "loss": [],
             "final_loss": None,
             "best": None,
+            "status": "finished",
+            "diverged_at": None,
+            "processes": 1,
+            "attention": "sdpa",
+            "micro_batch": {"asked": 16, "used": 16, "halved": []},
+            "resumed": [],
         }
         write_json(cell.folder / "train.json", record, "train")
         return cell, model.eval()

@@ -210,6 +210,12 @@ def trained(
         "loss": [],
         "final_loss": None,
         "best": None,
+        "status": "finished",
+        "diverged_at": None,
+        "processes": 1,
+        "attention": "sdpa",
+        "micro_batch": {"asked": 16, "used": 16, "halved": []},
+        "resumed": [],
     }
     write_json(folder / cell.folder / "train.json", record, "train")
 

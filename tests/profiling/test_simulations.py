@@ -1,6 +1,7 @@
 """Which steps are simulated, what the command answers, and when the cache answers for it."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +162,11 @@ def test_the_configuration_says_the_device_and_dtype_the_formats(place: Path) ->
 
 
 def test_planned_steps_are_written_to_one_file(place: Path, capsys: Any) -> None:
+    for name in ("simulated.yaml", "paper.yaml"):
+        shutil.copy(ROOT / "config" / name, place)
     written = place / "tiny.yaml"
     written.write_text(
-        f"extends: {ROOT / 'config' / 'simulated.yaml'}\n"
+        "extends: simulated.yaml\n"
         "scale: tiny\n"
         "models: {t5-small: {architecture: seq2seq, targets: [q], source: {kind: hub, id: a/b, "
         f"revision: {'a' * 40}}}}}}}\n"

@@ -73,6 +73,12 @@ def write_run(config: Config, cell: Cell, value: float | None, trained_only: boo
         "loss": losses if trained else [],
         "final_loss": losses[-1]["loss"] if trained else None,
         "best": None,
+        "status": "finished",
+        "diverged_at": None,
+        "processes": 1,
+        "attention": "sdpa",
+        "micro_batch": {"asked": 16, "used": 16, "halved": []},
+        "resumed": [],
     }
     write_json(cell.folder / "train.json", train, "train")
     if trained_only:

@@ -27,6 +27,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A report of stand-ins with HTML in the name of a task, of a method and of a finding."""
     before, config = Path.cwd(), smoke()
     config["scale"] = "mini"
+    del config["no_result"]
     config["experiments"][0]["tasks"] = ["sst2", "qqp"]
     config["experiments"][1]["tasks"] = ["qqp"]
     rename(config, "task", "sst2", EVIL.replace("/", ""), definition="sst2")

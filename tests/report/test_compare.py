@@ -21,6 +21,7 @@ def mini() -> Config:
     """Small stand-ins on one task, five seeds: claims about relations can be judged."""
     config = smoke()
     config["scale"] = "mini"
+    del config["no_result"]
     group = {"models": ["roberta-tiny"], "tasks": ["sst2"], "seeds": [0, 1, 2, 3, 4]}
     config["experiments"] = [group | {"methods": list(SCORES), "recipes": ["stated"]}]
     config["profile"]["cells"] = []

@@ -59,6 +59,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A report at a scale of stand-ins, with HTML in the name of a task and of a method."""
     before, config = Path.cwd(), small(smoke())
     config["scale"] = "mini"
+    del config["no_result"]
     rename(config, "task", "sst2", EVIL.replace("/", ""), definition="sst2")
     config["methods"]["lora-half"]["label"] = EVIL
     os.chdir(tmp_path_factory.mktemp("evil"))
@@ -68,7 +69,7 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def test_every_file_is_written(evil: Path) -> None:
-    names = {str(file.relative_to(evil)) for file in evil.rglob("*") if file.is_file()}
+    names = {str(file.relative_to(evil)) for file in evil.rglob("[!.]*") if file.is_file()}
     tables = ("table1", "table2", "table3", "profile", "peaks", "claims", "audit")
     figures = ("figure2", "parameters", "memory", "seeds", "profile", "loss")
     assert names == {
@@ -155,7 +156,7 @@ def test_the_same_results_give_the_same_bytes(
     for file in files:
         assert (first / file).read_bytes() == (second / file).read_bytes(), file
     page = (first / "report.html").read_text()
-    assert "no score on this page is a result" in page and 'class="smoke"' in page
+    assert "no score on this page is a result" in page and 'class="no-result"' in page
     assert "smoke run: not a result" in (first / "figures" / "figure2.svg").read_text()
 
 

@@ -74,7 +74,7 @@ def test_divergence_after_the_last_logged_step_is_noticed(
 def test_a_full_disk_leaves_no_adapter(
     run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(model: torch.nn.Module, folder: Path) -> int:
+    def refuse(model: torch.nn.Module, folder: Path, state: object) -> int:
         folder.mkdir(parents=True)
         (folder / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")

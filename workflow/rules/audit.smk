@@ -12,9 +12,9 @@ rule audit:
     benchmark:
         f"{RESULTS}/logs/audit.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/plan.yaml"
     params:
         claims=CONFIG["claims"],
         code=stage_code("claims", "public_models", "tasks"),
     shell:
-        "python -m lorasp audit --claims {params.claims} --out {output} &> {log}"
+        "python -m lorasp audit --claims {params.claims:q} --out {output} &> {log}"

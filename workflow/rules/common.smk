@@ -3,7 +3,7 @@ import os
 import sys
 from pathlib import Path
 
-from lorasp import public_models
+from lorasp import gpus, public_models
 from lorasp.claims import claims_file
 from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
 from lorasp.config import resolve_task, stage_code, text_of
@@ -41,6 +41,10 @@ if CONFIG["scale"] != SCALE:
 
 THREADS = CONFIG["runtime"]["threads"]
 GPUS = 1 if CONFIG["runtime"]["device"] == "cuda" else 0
+# Snakemake counts GPUs only against a limit: on one machine those that are here, or that --resources
+# gpu=N allows; a cluster knows its own. Which ones a job gets, it settles itself when it starts.
+if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", gpus.count() or 1)
 DATA = data_folder(CONFIG)
 RESULTS = f"results/{SCALE}"
 RUN = f"{RESULTS}/{{model}}/{{task}}/{{method}}/{{recipe}}/seed-{{seed}}"
@@ -49,8 +53,9 @@ REPORT = f"reports/{SCALE}"
 BENCHES = sorted(Path("reports/bench").glob("*.json"))
 
 # A file that changed after it was prepared takes its manifest with it, and so is prepared again.
-for line in forget_damaged(DATA):
-    print(line, file=sys.stderr)
+if workflow.is_main_process:
+    for line in forget_damaged(DATA):
+        print(line, file=sys.stderr)
 
 
 # What needs neither the data nor the devices of the scale.
@@ -78,7 +83,7 @@ onstart:
             "or work in another clone"
         )
     elif workflow.local_exec and {job["stage"] for job in needed} - ANYWHERE:
-        sentence = refusal(CONFIG, examine(CONFIG))
+        sentence = refusal(CONFIG, examine(CONFIG, needed))
     if workflow.is_main_process and not sentence:
         sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed)
     if sentence:
@@ -189,6 +194,13 @@ def dataset_needs(wildcards):
     return local_files(dataset_entry(wildcards)["source"])
 
 
+# All that the runs need of the network, and what is made of it.
+PREPARED = sorted(
+    {str(model_manifest(run.model)) for run in CELLS}
+    | {str(DATA / "tokens" / run.model / run.task / "manifest.json") for run in CELLS}
+    | {str(path) for run in CELLS for path in task_datasets(run)}
+)
+
 TRAINED = {(run.model, run.method) for run in CELLS}
 PROFILES = [
     f"{RESULTS}/profile/{cell['model']}/{method}.json"
@@ -207,14 +219,16 @@ def simulate_values(wildcards):
     return [planned, steps.resolve_cell(SIMULATED, wildcards.model, wildcards.method, planned[0])]
 
 
-# What the plan says of a job. It is no input of the jobs: another plan trains nothing again.
+# What the plan says of a job, and of memory and time half as much again with each attempt. It is no
+# input of the jobs: another plan trains nothing again.
 def planned(stage, resource):
     default = {"gpu": GPUS, "mem_mb": 16_000, "runtime": 24 * 60, "micro_batch": 0}
 
-    def of_job(wildcards):
+    def of_job(wildcards, attempt):
         if workflow.dryrun and not Path(PLAN).exists():
             return TBDString()
-        return lookup.resources(PLAN, default, stage=stage, **dict(wildcards))[resource]
+        asked = lookup.resources(PLAN, default, stage=stage, **dict(wildcards))[resource]
+        return asked * (attempt + 1) // 2 if resource in ("mem_mb", "runtime") else asked
 
     return of_job
 

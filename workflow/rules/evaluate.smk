@@ -13,7 +13,7 @@ rule evaluate:
     benchmark:
         f"{RUN}/evaluate.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/evaluate.yaml"
     threads: THREADS
     resources:
         gpu=planned("evaluate", "gpu"),

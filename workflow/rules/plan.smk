@@ -12,7 +12,7 @@ rule plan:
     benchmark:
         f"{RESULTS}/logs/plan.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/plan.yaml"
     threads: os.cpu_count()
     params:
         config=CONFIG_FILE,

@@ -11,7 +11,7 @@ rule prepare_dataset:
     benchmark:
         f"{RESULTS}/logs/prepare-{{dataset}}.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/prepare.yaml"
     params:
         config=CONFIG_FILE,
         entry=dataset_entry,
@@ -30,7 +30,7 @@ rule prepare_model:
     benchmark:
         f"{RESULTS}/logs/prepare-model-{{model}}.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/prepare.yaml"
     params:
         config=CONFIG_FILE,
         source=model_source,
@@ -50,7 +50,7 @@ rule prepare_tokens:
     benchmark:
         f"{RESULTS}/logs/tokens-{{model}}-{{task}}.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/prepare.yaml"
     params:
         config=CONFIG_FILE,
         task=task_text,
@@ -58,3 +58,8 @@ rule prepare_tokens:
     shell:
         "python -m lorasp prepare --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " &> {log}"
+
+
+rule prepared:
+    input:
+        PREPARED,

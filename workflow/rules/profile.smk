@@ -11,7 +11,7 @@ rule profile:
     benchmark:
         f"{RESULTS}/profile/{{model}}/{{method}}.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/profile.yaml"
     threads: os.cpu_count()
     resources:
         gpu=planned("profile", "gpu"),

@@ -30,7 +30,7 @@ rule report:
     benchmark:
         f"{RESULTS}/logs/report.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/report.yaml"
     params:
         config=CONFIG_FILE,
         values=fingerprint(CONFIG),
@@ -50,7 +50,7 @@ for table in sorted({table_of(run) for run in CELLS}):
         log:
             f"{RESULTS}/logs/table{table}.log",
         conda:
-            "../../envs/suite.yaml"
+            "../../envs/report.yaml"
         params:
             config=CONFIG_FILE,
         shell:
@@ -68,7 +68,7 @@ for task in sorted({run.task for run in CELLS}):
         log:
             f"{RESULTS}/logs/{task}.log",
         conda:
-            "../../envs/suite.yaml"
+            "../../envs/report.yaml"
         params:
             config=CONFIG_FILE,
         shell:

@@ -9,7 +9,7 @@ rule simulate:
     benchmark:
         "results/simulated/{model}/{method}.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/plan.yaml"
     params:
         config=SIMULATED_FILE,
         values=simulate_values,

@@ -13,7 +13,7 @@ rule train:
     benchmark:
         f"{RUN}/train.tsv"
     conda:
-        "../../envs/suite.yaml"
+        "../../envs/train.yaml"
     threads: THREADS
     resources:
         gpu=planned("train", "gpu"),
@@ -27,4 +27,4 @@ rule train:
     shell:
         "python -m lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed}"
-        " --micro-batch {resources.micro_batch} &> {log}"
+        " --micro-batch {resources.micro_batch} --processes {resources.gpu} &> {log}"

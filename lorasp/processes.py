@@ -1,0 +1,143 @@
+"""Run one piece of work in several processes of this machine, which end together.
+
+They are forked before torch is imported, so that CUDA starts in each anew. Where torch has been
+imported and CUDA has not started, as in a test, they share the import.
+"""
+
+import os
+import pickle
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lorasp.errors import UsageError, WorkError
+
+TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
+GRACE = 300.0  # seconds that all get to write a checkpoint after SIGTERM
+LOST = 5.0  # seconds that the others get when one has failed: they may wait for it for ever
+LONGEST = 3000  # characters of what went wrong: a pipe takes so much in one piece
+
+
+class Place(NamedTuple):
+    """A process's rank among `size`, and the socket on which rank 0 listens for the others."""
+
+    rank: int
+    size: int
+    listener: socket.socket
+
+
+class Again(Exception):
+    """Raised in a process to end all and be raised where they were started, with its arguments."""
+
+
+class Failed(Exception):
+    """A process raised what is no sentence for a user: the name of its type, and the traceback."""
+
+    @property
+    def kind(self) -> str:
+        return str(self.args[0])
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
+def run(size: int, work: Callable[[Place], None]) -> None:
+    """Call `work` in `size` processes with their places; return when it has returned in all.
+
+    Where it raises in one, all are ended and its UsageError, WorkError or Again is raised here,
+    for anything else Failed. SIGTERM is passed on, and SystemExit raised once they have ended.
+    They also end when this process is killed.
+    """
+    reading, writing = os.pipe()
+    ranks: dict[int, int] = {}  # by process number
+    with socket.create_server(("127.0.0.1", 0)) as listener, os.fdopen(reading, "rb") as told:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for rank in range(size):
+            if (pid := os.fork()) == 0:
+                os.close(reading)
+                _live(Place(rank, size, listener), work, writing)
+            ranks[pid] = rank
+        os.close(writing)
+        grace = GRACE
+        try:
+            failed = _first_failure(ranks)
+            grace = LOST
+        finally:
+            _end(ranks, grace)
+        message = told.read()
+    if message:  # of several the first, which is the cause
+        raise pickle.loads(message)
+    if failed:
+        raise WorkError(failed)
+
+
+def _live(place: Place, work: Callable[[Place], None], writing: int) -> None:
+    """The life of one process; never returns."""
+    threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
+    code = 1
+    failure: Exception | None = None
+    try:
+        work(place)
+        code = 0
+    except SystemExit as error:
+        code = int(error.code or 0)
+    except Again as error:
+        failure = error
+    except (UsageError, WorkError) as error:
+        failure = type(error)(str(error)[:LONGEST])
+    except OSError as error:
+        failure = WorkError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
+    except BaseException as error:
+        failure = Failed(type(error).__name__, traceback.format_exc()[-LONGEST:])
+    if failure is not None:
+        os.write(writing, pickle.dumps(failure))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # a thread of gloo's now and then keeps the interpreter from ending
+
+
+def _die_with(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.2)
+    os._exit(1)
+
+
+def _first_failure(ranks: dict[int, int]) -> str | None:
+    """Wait until all have ended well, or one has not: then what is known of it."""
+    size = len(ranks)
+    while ranks:
+        ended = _ended(ranks)
+        if any(code == TERMINATED for _, code in ended):
+            raise SystemExit(TERMINATED)
+        for rank, code in ended:
+            if code:
+                how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
+                hint = "; is the host's memory too small?" if code == -signal.SIGKILL else ""
+                return f"process {rank} of {size} {how}{hint}"
+        time.sleep(0.05)
+    return None
+
+
+def _ended(ranks: dict[int, int]) -> list[tuple[int, int]]:
+    """Rank and exit code of those that have ended since, which `ranks` then no longer has."""
+    states = [os.waitpid(pid, os.WNOHANG) for pid in ranks]
+    return [(ranks.pop(pid), os.waitstatus_to_exitcode(state)) for pid, state in states if pid]
+
+
+def _end(ranks: dict[int, int], grace: float) -> None:
+    """End those that are left: by SIGTERM, after the grace by SIGKILL."""
+    for pid in ranks:
+        os.kill(pid, signal.SIGTERM)
+    limit = time.monotonic() + grace
+    while ranks:
+        _ended(ranks)
+        if time.monotonic() > limit:
+            for pid in ranks:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.05)

@@ -1,0 +1,40 @@
+"""Secrets kept out of what is passed on: the words of pip, of the hub's clients, of tracebacks."""
+
+import functools
+import logging
+import os
+import re
+from typing import Any
+
+NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
+LEAST = 6  # characters: a shorter value would be found in words that have nothing to do with it
+LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password@ of an address
+HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
+
+
+def secrets() -> dict[str, str]:
+    """The variables of the environment that hold a secret, to judge by their names."""
+    return {name: value for name, value in os.environ.items() if NAMES.search(name)}
+
+
+def redacted(text: str) -> str:
+    """The text without logins in addresses, tokens of the hub and secrets of the environment."""
+    # the longest first: one secret may begin like another
+    for name, value in sorted(secrets().items(), key=lambda pair: -len(pair[1])):
+        if len(value) >= LEAST:
+            text = text.replace(value, f"<{name}>")
+    return HUB_TOKEN.sub("hf_****", LOGIN.sub("****", text))
+
+
+@functools.cache
+def redact_logs() -> None:
+    """From now on, let what any library logs in this process pass through `redacted`."""
+    make = logging.getLogRecordFactory()
+
+    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+        made = make(*arguments, **named)
+        if (text := made.getMessage()) != (shown := redacted(text)):
+            made.msg, made.args = shown, None
+        return made
+
+    logging.setLogRecordFactory(record)

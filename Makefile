@@ -93,7 +93,8 @@ container: $(if $(BASE),,containers/base.txt) ## build the image lorasp:cuda, or
 sif: ## make containers/lorasp.sif of the image, for snakemake --sdm apptainer
 	mkdir -p build && rm -f build/image.tar
 	podman save --quiet --format oci-archive --output build/image.tar $(IMAGE)
-	apptainer build --force containers/lorasp.sif oci-archive:build/image.tar
+	apptainer build --force --mksquashfs-args "-comp gzip -Xcompression-level 1" \
+		containers/lorasp.sif oci-archive:build/image.tar
 	rm build/image.tar
 
 sbom: ## write what the image is made of to build/sbom.json (CycloneDX)
@@ -102,7 +103,7 @@ sbom: ## write what the image is made of to build/sbom.json (CycloneDX)
 
 test-containers: .venv/.complete ## build and try the image with buildah, podman and apptainer: root, 15 minutes, 10 GB
 	tests/containers/install.sh
-	$(BIN)/pytest -m containers
+	LORASP_CONTAINERS=1 PATH="$(CURDIR)/build/apptainer/usr/bin:$$PATH" $(BIN)/pytest tests/containers
 
 # Only torch stays as it is: its newest build may be several gigabytes for another CUDA.
 lock: ## pin again what pyproject.toml asks for

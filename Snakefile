@@ -5,11 +5,10 @@
 # What it will take:      snakemake --cores all plan --config gpu=h100-80gb
 
 
-# For --sdm apptainer: an image made from containers/Containerfile.
-container: "containers/lorasp.sif"
-
-
 include: "workflow/rules/common.smk"
+
+
+container: CONTAINER
 
 
 rule all:

@@ -157,8 +157,9 @@ def _audit(added: argparse.ArgumentParser) -> None:
 
 
 def _doctor(added: argparse.ArgumentParser) -> None:
-    added.add_argument("--config", type=Path, help="one scale alone; exit code 1 if it cannot run")
-    added.add_argument("--gpu", metavar="TYPE", help="such as h100-80gb (default: the one here)")
+    which = added.add_mutually_exclusive_group()
+    which.add_argument("--config", type=Path, help="one scale alone; exit code 1 if it cannot run")
+    which.add_argument("--gpu", metavar="TYPE", help="such as h100-80gb (default: the one here)")
     _json(added)
 
 

@@ -23,7 +23,6 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     # bitsandbytes compiles functions at import that no command here uses, and takes a second for it
     os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
-    redact_logs()
     # an exception, so that whatever is half-written is removed on the way out
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -32,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
             return code
         # a job of a server ends before this import
         from lorasp.commands import COMMANDS
+
+        redact_logs()
 
         return COMMANDS[options.stage](options) or 0
     except UsageError as error:

@@ -219,6 +219,8 @@ def doctor(options: argparse.Namespace) -> None:
         for finding in findings:
             state = "ok     " if finding["met"] else "missing"
             print(f"{state} {finding['what']}: {finding['found']}")
+            if not finding["met"]:
+                print(f"mend    {finding['mend']}")
     if sentence := refusal(config, findings):
         raise WorkError(sentence)
 

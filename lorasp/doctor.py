@@ -40,7 +40,7 @@ def unprepared(config: Config, kind: str) -> list[dict[str, Any]]:
     """The sources of a kind that runs of the scale use and that have not been prepared here."""
     runs = cells(config)
     tasks = [resolve_task(config, name) for name in {run.task for run in runs}]
-    places = {("models", "models", run.model) for run in runs}
+    places: set[tuple[str, ...]] = {("models", "models", run.model) for run in runs}
     places |= {
         ("datasets", task[k]) for task in tasks for k in ("dataset", "benchmark") if k in task
     }

@@ -64,10 +64,12 @@ def run(size: int, work: Callable[[Place], None]) -> None:
                 _live(Place(rank, size, listener), work, writing)
             ranks[pid] = rank
         os.close(writing)
-        grace = GRACE
+        grace = LOST
         try:
             failed = _first_failure(ranks)
-            grace = LOST
+        except SystemExit:
+            grace = GRACE
+            raise
         finally:
             _end(ranks, grace)
         message = told.read()
@@ -109,17 +111,20 @@ def _die_with(parent: int) -> None:
 
 
 def _first_failure(ranks: dict[int, int]) -> str | None:
-    """Wait until all have ended well, or one has not: then what is known of it."""
+    """Wait until all have ended well, or one has not: then what is known of it.
+
+    Raises WorkError for one that was killed, of which the others can only tell that it is gone.
+    """
     size = len(ranks)
     while ranks:
-        ended = _ended(ranks)
-        if any(code == TERMINATED for _, code in ended):
-            raise SystemExit(TERMINATED)
-        for rank, code in ended:
-            if code:
-                how = f"ended with code {code}" if code > 0 else f"was killed by signal {-code}"
+        for rank, code in sorted(_ended(ranks), key=lambda ended: ended[1]):
+            if code == TERMINATED:
+                raise SystemExit(code)
+            if code < 0:
                 hint = "; is the host's memory too small?" if code == -signal.SIGKILL else ""
-                return f"process {rank} of {size} {how}{hint}"
+                raise WorkError(f"process {rank} of {size} was killed by signal {-code}{hint}")
+            if code:
+                return f"process {rank} of {size} ended with code {code}"
         time.sleep(0.05)
     return None
 
@@ -132,6 +137,7 @@ def _ended(ranks: dict[int, int]) -> list[tuple[int, int]]:
 
 def _end(ranks: dict[int, int], grace: float) -> None:
     """End those that are left: by SIGTERM, after the grace by SIGKILL."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave them alone
     for pid in ranks:
         os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + grace
@@ -141,3 +147,4 @@ def _end(ranks: dict[int, int], grace: float) -> None:
             for pid in ranks:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
+    signal.signal(signal.SIGTERM, before)

@@ -1,10 +1,12 @@
 """Secrets kept out of what is passed on: the words of pip, of the hub's clients, of tracebacks."""
 
 import functools
-import logging
 import os
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import logging
 
 NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 LEAST = 6  # characters: a shorter value would be found in words that have nothing to do with it
@@ -29,11 +31,17 @@ def redacted(text: str) -> str:
 @functools.cache
 def redact_logs() -> None:
     """From now on, let what any library logs in this process pass through `redacted`."""
+    import logging  # which a command that only parses does without
+
     make = logging.getLogRecordFactory()
 
-    def record(*arguments: Any, **named: Any) -> logging.LogRecord:
+    def record(*arguments: Any, **named: Any) -> "logging.LogRecord":
         made = make(*arguments, **named)
-        if (text := made.getMessage()) != (shown := redacted(text)):
+        try:
+            text = made.getMessage()
+        except (TypeError, ValueError):  # ill-formed, which its handler tells
+            return made
+        if (shown := redacted(text)) != text:
             made.msg, made.args = shown, None
         return made
 

@@ -28,6 +28,7 @@ from typing import Any
 from lorasp import gpus
 
 VARIABLE = "LORASP_SERVER"
+PREFIX = "LORASP_SERVER_PREFIX"  # the environment of the server's Python
 TIMES = "LORASP_TIMES"  # a file that each job adds a line to: its command and seconds of work
 PRELOADED = (
     "torch",
@@ -88,7 +89,8 @@ def serve(command: list[str], main: Main) -> int:
                 os._exit(1)  # neither the server nor a job may leave this block and its folder
         listener.close()
         try:
-            return subprocess.run(command, env={**os.environ, VARIABLE: address}).returncode
+            theirs = {**os.environ, VARIABLE: address, PREFIX: sys.prefix}
+            return subprocess.run(command, env=theirs).returncode
         except FileNotFoundError:
             print(f"error: there is no command {command[0]!r}", file=sys.stderr)
             return 2
@@ -98,7 +100,7 @@ def serve(command: list[str], main: Main) -> int:
 
 
 def _listen(listener: socket.socket, main: Main) -> None:
-    """The server process: import, then fork once for each connection, as long as its parent lives."""
+    """The server process: import, then fork once for each connection while its parent lives."""
     parent = os.getppid()
     offline()
     # an import starts CUDA, which no fork survives: jobs on a GPU run by themselves
@@ -201,9 +203,13 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def forward(arguments: list[str]) -> int | None:
-    """Have a server run this command; its exit code, or None where no server listens."""
+    """Have a server run this command; its exit code, or None where no server listens.
+
+    Nor does one serve a Python of another environment, in a container or in one that conda made:
+    the work would be done with the server's packages.
+    """
     address = os.environ.get(VARIABLE)
-    if address is None:
+    if address is None or os.environ.get(PREFIX) != sys.prefix:
         return None
     connection = socket.socket(socket.AF_UNIX)
     try:

@@ -1,4 +1,4 @@
-"""One page for `lorasp doctor`: the machine, what runs on it, what is missing, and what mends it."""
+"""The page of `lorasp doctor`: the machine, what runs on it, what is missing, what mends it."""
 
 import textwrap
 from collections.abc import Iterator
@@ -82,13 +82,13 @@ def _artefacts(config: Config) -> list[str]:
     """The packages of the index that the scale's runs still need, and that are not here."""
     pinned = [artefact for source in unprepared(config, "pypi") for artefact in source["artefacts"]]
     kept = Path(config["data_dir"], "artefacts")
-    return [pin["package"] for pin in pinned if not (kept / pin["file"]).is_file()]
+    return sorted({pin["package"] for pin in pinned if not (kept / pin["file"]).is_file()})
 
 
 def _index(packages: list[str]) -> Finding:
     answer = index_answer(packages[0])
     return {
-        "what": f"the package index, for {len(packages)} files",
+        "what": f"the package index, for {len(packages)} packages",
         "found": answer or "it answers",
         "met": answer is None,
         "mend": "see `pip config list` and PIP_INDEX_URL, or carry data/artefacts/ over",
@@ -160,7 +160,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         for finding in scale["findings"]:
             if not finding["met"]:
                 yield from _finding(finding)
-        yield from _fits(scale)
+        yield from _fits(scale, len(here["gpus"]))
 
 
 def _finding(finding: Finding) -> Iterator[str]:
@@ -170,18 +170,23 @@ def _finding(finding: Finding) -> Iterator[str]:
         yield from _wrapped("    mend     ", finding["mend"])
 
 
-def _fits(scale: dict[str, Any]) -> Iterator[str]:
+def _fits(scale: dict[str, Any], here: int) -> Iterator[str]:
     if scale["plan"]:
         yield from _wrapped(
             "    plan     ", f"what fits on which GPU, and the hours: {scale['plan']}"
         )
+    if scale["fit"]:
+        yield from _wrapped("    plan     ", f"about {scale['gpu_hours']:.0f} GPU hours in all")
     for line in scale["fit"]:
         held = [
-            f"{', '.join(methods)} on {n}" if n != "0" else f"{', '.join(methods)} do not fit"
-            for n, methods in line["methods"].items()
+            f"{', '.join(methods)} do not fit"
+            if count == "0"
+            else f"{', '.join(methods)} on {count}"
+            + (f" ({here} here)" if 0 < here < int(count) else "")
+            for count, methods in line["methods"].items()
         ]
         yield from _wrapped(
-            "    fits     ", f"{line['model']}: {'; '.join(held)} {scale['device']}"
+            "    fits     ", f"{line['model']}: {', '.join(held)} {scale['device']}"
         )
 
 

@@ -16,10 +16,10 @@ from lorasp.results import read_json
 ROOT = Path(__file__).parents[1]
 PROFILES = sorted(folder.parent.name for folder in ROOT.glob("workflow/profiles/*/config.yaml"))
 
-# Keeps each manifest, runs its command in the background, and loses the first pod.
+# Keeps each manifest and runs its command in the background; the first pod fails in the end.
 KUBECTL = """\
 #!{python}
-import os, pathlib, subprocess, sys, yaml
+import pathlib, subprocess, sys, yaml
 pods = pathlib.Path({pods!r})
 verb, name = sys.argv[1], pathlib.PurePath(sys.argv[2]).name
 if verb == "create":
@@ -27,9 +27,10 @@ if verb == "create":
     text = sys.stdin.read()
     (pods / f"{{number}}.yaml").write_text(text)
     container = yaml.safe_load(text)["spec"]["template"]["spec"]["containers"][0]
+    code = "$?" if number else "1"
     subprocess.Popen(
-        ["bash", "-c", '"$@" > /dev/null 2>&1; echo $? > ' + str(pods / f"{{number}}.code"), "pod"]
-        + (container["command"] if number else ["false"]),
+        ["bash", "-c", f'"$@" > /dev/null 2>&1; echo {{code}} > {{pods}}/{{number}}.code', "pod"]
+        + container["command"],
         cwd=container["workingDir"],
         stdout=subprocess.DEVNULL,
     )
@@ -90,7 +91,7 @@ def test_resources_grow_with_each_attempt(tmp_path: Path) -> None:
         assert int(found["gpu"]) == 0
 
 
-def test_kubernetes_retries_a_lost_pod_with_more(tmp_path: Path) -> None:
+def test_kubernetes_retries_a_failed_pod_with_more(tmp_path: Path) -> None:
     checkout, pods, tools = (tmp_path / name for name in ("check out", "pods", "bin"))
     for folder in (checkout, pods, tools):
         folder.mkdir()

@@ -145,7 +145,19 @@ def test_without_a_server_a_command_runs_by_itself(
 
     alone()
     monkeypatch.setenv("LORASP_SERVER", str(scripts / "nobody-listens"))
+    monkeypatch.setenv("LORASP_SERVER_PREFIX", sys.prefix)
     alone()
+
+
+def test_a_job_in_another_environment_runs_by_itself(scripts: Path) -> None:
+    """A container's Python, or conda's: the server has other packages."""
+    done = under_server("""
+other = {**os.environ, "LORASP_SERVER_PREFIX": "/opt/another"}
+asked = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE}
+for process in (job("tell", "0", **asked), job("tell", "0", env=other, **asked)):
+    print(json.load(process.stdout)["pid"] == process.pid)
+""")
+    assert done.stdout.splitlines() == ["False", "True"], done.stderr
 
 
 def test_two_jobs_at_once_and_the_end_of_a_killed_one(scripts: Path) -> None:

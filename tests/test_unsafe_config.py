@@ -90,6 +90,12 @@ def test_a_path_that_leads_out_is_refused(key: str, path: str) -> None:
     assert "ln -s /its/place my-link" in sentence
 
 
+@pytest.mark.parametrize("label", ["a\n", "a\nb", "a\u2028b", "\x1b[31m", "", "x" * 81])
+def test_a_label_is_one_line(label: str) -> None:
+    """U+2028 would even end a string in the expressions of a chart."""
+    assert "one line of at most 80" in refused(methods={"lora": {"label": label}})
+
+
 def test_a_link_leads_out_deliberately(place: Path) -> None:
     """Who can make a link can read what it names; a configuration from elsewhere makes none."""
     (place.parent / "outside" / "train.csv").write_text("a,b\n1,2\n")

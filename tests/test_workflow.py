@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from offline import offline
 
 from lorasp.bench.pipeline import copy_checkout, run_smoke
 from lorasp.config import Cell, cells, load_config
@@ -22,10 +23,13 @@ Snakemake = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout in which the smoke run has been made, in a path with a space."""
+    """A checkout in which the smoke run has been made, in a path with a space.
+
+    Where the kernel allows it, it is made without a network: see test_hermetic.py.
+    """
     folder = tmp_path_factory.mktemp("smoke run")
     copy_checkout(ROOT, folder)
-    done = run_smoke(folder, cores=2)
+    done = run_smoke(folder, cores=2, within=offline())
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 

@@ -131,15 +131,17 @@ def copy_checkout(source: Path, target: Path) -> None:
             shutil.copy(source / name, target / name)
 
 
-def run_smoke(folder: Path, cores: int, *flags: str) -> subprocess.CompletedProcess[str]:
+def run_smoke(
+    folder: Path, cores: int, *flags: str, within: Sequence[str] = ()
+) -> subprocess.CompletedProcess[str]:
     """`make smoke` in a folder, with this interpreter's environment in place of a new one.
 
-    `flags` are more of make's. Its output is kept for the caller, what its jobs took is in
-    times.jsonl. Raises UsageError where there is no make.
+    `flags` are more of make's; `within` is a command that starts it in its turn. Its output is kept
+    for the caller, what its jobs took is in times.jsonl. Raises UsageError where there is no make.
     """
     if shutil.which("make") is None:
         raise UsageError("there is no make here, which starts the smoke run; install it")
-    command = ["make", "smoke", f"CORES={cores}", f"BIN={Path(sys.executable).parent}"]
+    command = [*within, "make", "smoke", f"CORES={cores}", f"BIN={Path(sys.executable).parent}"]
     command += ["--old-file=.venv/.complete", *flags]
     # the copy's own code, whatever package is installed
     own = {"PYTHONPATH": str(folder.resolve()), TIMES: str(folder.resolve() / "times.jsonl")}

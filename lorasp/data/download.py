@@ -19,7 +19,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+from huggingface_hub.utils import (
+    build_hf_headers,
+    get_session,
+    hf_raise_for_status,
+    parse_ratelimit_headers,
+)
 
 from lorasp.errors import WorkError
 from lorasp.locks import exclusively
@@ -184,7 +189,11 @@ def _wait(error: Exception, tries: int) -> float | None:
     if isinstance(error, HfHubHTTPError):
         if error.response.status_code not in TRANSIENT:
             return None
-        asked = error.response.headers.get("Retry-After", "")
+        headers = error.response.headers
+        allowance = parse_ratelimit_headers(headers)
+        asked = headers.get("Retry-After", "")
+        if allowance and not allowance.remaining:
+            asked = str(allowance.reset_in_seconds)
         if asked.isdecimal():
             return float(asked) if int(asked) <= LONGEST_WAIT else None
     return None if isinstance(error, OfflineModeIsEnabled) else 2.0 ** (tries - 1)
@@ -210,7 +219,7 @@ def _append(url: str, entry: Entry, partial: Path) -> None:
                 hf_raise_for_status(response)
                 if response.status_code != httpx2.codes.PARTIAL_CONTENT:
                     file.truncate(0)
-                for block in response.iter_raw():
+                for block in response.iter_bytes():
                     file.write(block)
             if file.tell() < entry.size:
                 raise httpx2.RemoteProtocolError("the connection was closed early")

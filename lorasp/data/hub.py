@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import Dataset
 
 from lorasp.data import local
@@ -47,7 +48,7 @@ def _files(source: Source, place: Path, config: str | None) -> dict[str, list[st
     A card without a list of configurations leaves it to the names of the files.
     """
     tables = matching(listing(source, "dataset", place), ["*.parquet"])
-    configs = {entry["config_name"]: entry for entry in _card(place / CARD).get("configs", [])}
+    configs = _configs(place / CARD)
     if not configs and config is None:
         found: dict[str, list[str]] = {}
         for entry in tables:
@@ -84,12 +85,16 @@ def _patterns(data_files: Any) -> dict[str, list[str]]:
     }
 
 
-def _card(file: Path) -> dict[str, Any]:
-    """The YAML head of a repository's README.md; empty where there is none."""
-    head = (
-        re.match(r"---\r?\n(.*?)\r?\n---", file.read_text(), re.DOTALL) if file.is_file() else None
-    )
-    return (parse_yaml(head[1]) or {}) if head else {}
+def _configs(card: Path) -> dict[str, dict[str, Any]]:
+    """The configurations in the YAML head of a repository's README.md; none where it has none."""
+    text = card.read_text("utf-8", "replace") if card.is_file() else ""
+    head = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    try:
+        listed = (parse_yaml(head[1]) or {}).get("configs", []) if head else []
+        return {entry["config_name"]: entry for entry in listed}
+    except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise WorkError(f"{card} has a head that is no card of a data set: {reason}") from error
 
 
 def _flat(rows: Dataset) -> Dataset:

@@ -138,8 +138,9 @@ def _job(
     on_cpu = ground.device["name"] == "cpu"
     gpus = chosen.gpus if chosen else 1
     size = memory.on_device(tensors, ground.device)
-    # the weights come through the host's memory, once for each GPU
-    host = size if on_cpu else int(gpus * (memory.PROCESS * 3 + 1.2 * step.weights))
+    # the weights come through the host's memory, to each GPU its part of them; when they are saved
+    # the first process has them whole
+    host = size if on_cpu else int(gpus * memory.PROCESS * 3 + 1.2 * step.weights)
     return {
         "stage": stage,
         "gpus": 0 if on_cpu else gpus,
@@ -161,7 +162,8 @@ def _because(chosen: Fit, answer: Answer, recipe: dict[str, Any], device: Device
     remedy = f"; one holds it with {answer.remedy}" if answer.remedy else ""
     if not chosen.fits:
         size = memory.on_device(chosen.tensors, device)
-        return f"one sequence takes {size / GIB:.0f} GiB, too much for 8 GPUs{remedy}"
+        where = "8 GPUs" if answer.most > 1 else "one GPU, and its weights cannot be shared out"
+        return f"one sequence takes {size / GIB:.0f} GiB, too much for {where}{remedy}"
     if chosen.gpus > 1:
         return f"too large for one GPU, its states are shared by {chosen.gpus}{remedy}"
     if "micro_batch_size" in recipe:

@@ -50,11 +50,18 @@ def _is_for(planned: Names, config: Config, gpu: str | None) -> bool:
     return wanted is None or all(planned[key] == wanted[key] for key in ("name", "memory_bytes"))
 
 
-def prepare(config_file: str, config: Config, gpu: str | None, needed: list[Names]) -> str | None:
+def prepare(
+    config_file: str,
+    config: Config,
+    gpu: str | None,
+    needed: list[Names],
+    most: int | None = None,
+) -> str | None:
     """Make the plan of a scale if there is none that holds; the sentence that forbids a start.
 
     `needed` names the jobs about to run, as `resources` does. Without any that a plan speaks of,
     nothing is made; where no model's size is known yet, there is no plan and jobs get the default.
+    `most` is how many GPUs there are for a job, None on a cluster.
     """
     wanted = [names for names in needed if names["stage"] in STAGES]
     if not wanted:
@@ -70,7 +77,7 @@ def prepare(config_file: str, config: Config, gpu: str | None, needed: list[Name
             return None
         if failure := _make(path, config_file, gpu):
             return failure
-    return refusal(read_json(path, "plan"), wanted)
+    return refusal(read_json(path, "plan"), wanted, most)
 
 
 def _make(path: Path, config_file: str, gpu: str | None) -> str | None:
@@ -89,14 +96,17 @@ def _make(path: Path, config_file: str, gpu: str | None) -> str | None:
     return f"the plan of {config_file} cannot be made, and nothing was started: {why}"
 
 
-def refusal(plan: Names, needed: list[Names]) -> str | None:
-    """Why these jobs cannot start: some are planned on several GPUs or do not fit; None if none.
+def refusal(plan: Names, needed: list[Names], most: int | None = None) -> str | None:
+    """Why these jobs cannot start: some fit nowhere or need more GPUs than `most`; None if none.
 
-    `lorasp train` uses one GPU so far. The sentence names the jobs and what helps.
+    The sentence names the jobs and what helps.
     """
     jobs = _by_names(plan)
     planned = [job for names in needed if (job := jobs.get(_key(names))) is not None]
-    large = [job for job in planned if job["gpus"] > 1 or not job["fits"]]
+    gpu = plan["gpu"]
+    on_cpu = gpu["name"] == "cpu"
+    limit = math.inf if most is None or on_cpu else most
+    large = [job for job in planned if job["gpus"] > limit or not job["fits"]]
     if not large:
         return None
     groups = Counter(
@@ -116,19 +126,21 @@ def refusal(plan: Names, needed: list[Names]) -> str | None:
     ]
     if len(groups) > NAMED:
         told.append(f"and {len(groups) - NAMED} more that the plan lists")
-    gpu = plan["gpu"]
-    on_cpu = gpu["name"] == "cpu"
     helps = ["more memory" if on_cpu else "a GPU type with more memory (--config gpu=TYPE)"]
+    several = max((job["gpus"] for job in large if job["fits"]), default=0)
+    if several:
+        helps.insert(0, f"a machine or cluster with {several} of these GPUs for a job")
     if any(job["stage"] != "evaluate" for job in large):
         helps.append("recompute or quantize in the method's settings")
     if any(job["stage"] == "evaluate" for job in large):
         helps.append("a smaller runtime.eval_batch_size")
     if without := _without(planned, large):
         helps.append(f"leaving them out: {without}")
+    count = f"{most} {gpu['name']}" if several and most else f"{gpu['name']}"
     return (
-        f"one {gpu['name']} ({gpu['memory_bytes'] / devices.GIB:.1f} GiB) is too small for "
-        f"{len(large)} of the jobs, lorasp uses one device for a job so far, and nothing was "
-        f"started: {', '.join(told)}; what helps: {'; '.join(helps)}"
+        f"{count} ({gpu['memory_bytes'] / devices.GIB:.1f} GiB{' each' if several else ''}) is too "
+        f"little for {len(large)} of the jobs, and nothing was started: {', '.join(told)}; what "
+        f"helps: {'; '.join(helps)}"
     )
 
 
@@ -149,8 +161,7 @@ def resources(path: str, default: dict[str, int], **names: Any) -> dict[str, int
     """What a job asks of a scheduler: gpu, mem_mb, runtime in minutes, micro_batch.
 
     `names` are the job's stage, model, task, method and recipe. A job that the plan does not have,
-    and one without any plan, gets the `default`. micro_batch is 0 where nothing is trained. A job
-    planned on several GPUs, which `refusal` does not let start, asks for one all the same.
+    and one without any plan, gets the `default`. micro_batch is 0 where nothing is trained.
     """
     try:
         found = _jobs(path, os.stat(path).st_mtime_ns).get(_key(names))
@@ -159,7 +170,7 @@ def resources(path: str, default: dict[str, int], **names: Any) -> dict[str, int
     if found is None:
         return default
     return {
-        "gpu": min(1, found["gpus"]),
+        "gpu": found["gpus"],
         "mem_mb": math.ceil(found["host_memory_bytes"] / 10**6),
         "runtime": found["runtime_minutes"],
         "micro_batch": found["micro_batch"] or 0,

@@ -158,8 +158,15 @@ def held(step: Step, gpus: int, whole: bool, layers: int) -> float:
     return step.accumulated - step.states * (1 - 1 / gpus) + 2 * step.weights / layers
 
 
-def fit(steps: Steps, batch: int, device: Device, layers: int, micro: int | None = None) -> Fit:
-    """The fewest GPUs (a power of two up to 8), then the largest micro-batch, that hold a batch.
+def fit(
+    steps: Steps,
+    batch: int,
+    device: Device,
+    layers: int,
+    micro: int | None = None,
+    most: int = MOST_GPUS,
+) -> Fit:
+    """The fewest GPUs (a power of two, at `most`), then the largest micro-batch, that hold a batch.
 
     `micro` is a given micro-batch. What fits nowhere is given as on one GPU. On a CPU, where
     nothing is to be chosen, a smaller batch is held to take as much memory as the largest one.
@@ -169,7 +176,7 @@ def fit(steps: Steps, batch: int, device: Device, layers: int, micro: int | None
         fitting = on_device(step.accumulated, device) <= device["memory_bytes"]
         return Fit(1, micro, int(step.accumulated), fitting, step)
     for gpus in (1, 2, 4, 8):
-        if batch % gpus:
+        if batch % gpus or gpus > most:
             break
         share = batch // gpus
 
@@ -197,23 +204,35 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """The fit of each batch, and the settings with which one GPU would hold it, if any would do."""
+    """The fit of each batch, the settings with which one GPU would hold it, if any would do, and
+    on how many GPUs the weights can be shared out."""
 
     fits: dict[tuple[int, int | None], Fit]
     remedy: str
+    most: int = MOST_GPUS
 
 
 def answer(config: Config, question: Question, shape: Shape, device: Device) -> Answer:
     """Simulate what must be known of a question and fit its batches to the device."""
     steps = _steps(config, question, shape, {})
+    most = _most_gpus(config, question)
     # the largest first: smaller ones then lie between known ones
     fits = {
-        (batch, micro): fit(steps, batch, device, shape.layers, micro)
+        (batch, micro): fit(steps, batch, device, shape.layers, micro, most)
         for batch, micro in sorted(question.batches, key=lambda pair: -pair[0])
     }
     alone = all(one.fits and one.gpus == 1 for one in fits.values())
     states = max(one.step.states for one in fits.values())
-    return Answer(fits, "" if alone else _remedy(config, question, shape, device, states))
+    return Answer(fits, "" if alone else _remedy(config, question, shape, device, states), most)
+
+
+def _most_gpus(config: Config, question: Question) -> int:
+    """One for what `lorasp train` holds whole in every process: encoders and quantised weights."""
+    model = resolve_model(config, question.model)
+    settings = resolve_method(config, question.method).get("settings", {})
+    whole = model["architecture"] == "encoder" or settings.get("quantize", "none") != "none"
+    precision = {**config["runtime"], **model.get("runtime", {})}["precision"]
+    return 1 if whole or precision == "fp16" else MOST_GPUS
 
 
 def _remedy(config: Config, question: Question, shape: Shape, device: Device, states: float) -> str:

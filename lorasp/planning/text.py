@@ -67,11 +67,11 @@ def _answer(plan: Plan) -> str:
 
 
 def _cannot_start(jobs: list[Job], hours: str) -> list[str]:
-    """How much of the sum is for jobs that need several GPUs or fit none."""
-    large = [job for job in jobs if not job["fits"] or job["gpus"] > 1]
+    """How much of the sum is for jobs that fit nowhere."""
+    large = [job for job in jobs if not job["fits"]]
     count = sum(job["seeds"] for job in large)
     seconds = sum(job["seeds"] * job["seconds"] * max(1, job["gpus"]) for job in large)
-    return [f"of these {count:,} jobs, {_hours(seconds)} {hours}, cannot run yet"] if large else []
+    return [f"of these {count:,} jobs, {_hours(seconds)} {hours}, fit nowhere"] if large else []
 
 
 def _problems(jobs: list[Job]) -> list[str]:
@@ -86,10 +86,6 @@ def _problems(jobs: list[Job]) -> list[str]:
         head = "several GPUs" if fits else "DOES NOT FIT"
         jobs_word = "job" if count == 1 else "jobs"
         lines.append(f"{head}: {what} ({count} {jobs_word}): {because}")
-    if any(fits for *_, fits in reasons):
-        lines.append(
-            "note: lorasp train shards nothing yet: those on several GPUs cannot run so far"
-        )
     return lines
 
 

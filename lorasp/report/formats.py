@@ -1,5 +1,6 @@
 """Text and tables in other forms than HTML: Markdown, CSV, and LaTeX with booktabs rules."""
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -34,13 +35,15 @@ LATEX = {
     "²": "$^2$",
     "½": r"$\frac12$",
 }
+# After = and @ spreadsheets compute; after a sign too, where a call or a program follows.
+FORMULA = re.compile(r"\s*[=@]|[\t\r]|\s*[+-].*([A-Za-z.]\(|[|!])", re.DOTALL)
 PROSE = {"Where": 2.4, "Printed": 3.0, "Because": 6.0, "Found": 6.0, "Claim": 3.4}  # widths in cm
 
 
 def plain(text: object) -> str:
-    """Text for Markdown: HTML in a name stays text, and a pipe ends no table cell."""
+    """Text for Markdown: HTML and links in a name stay text, and a pipe ends no table cell."""
     shown = str(escape(str(text))).replace("&#39;", "'").replace("&#34;", '"').replace("|", "\\|")
-    return " ".join(shown.split())
+    return " ".join(re.sub(r"\](?=[(\[:])", r"]\\", shown).split())
 
 
 def markdown(frame: pd.DataFrame, nothing: str = "no runs planned") -> str:
@@ -64,9 +67,19 @@ def latex(frame: pd.DataFrame, prose: bool = False) -> str:
     return text
 
 
+def as_csv(frame: pd.DataFrame) -> str:
+    """A frame as CSV in which no text is a formula to a spreadsheet: a quote before it tells."""
+    return frame.map(lambda value: f"'{value}" if _is_formula(value) else value).to_csv(index=False)
+
+
+def _is_formula(value: object) -> bool:
+    """Whether a spreadsheet would compute a text; signed numbers with their spread are no risk."""
+    return isinstance(value, str) and bool(FORMULA.match(value))
+
+
 def write_frame(folder: Path, name: str, frame: pd.DataFrame, tex: str) -> None:
     """One table as CSV, Markdown and LaTeX."""
-    write(folder / f"{name}.csv", frame.to_csv(index=False))
+    write(folder / f"{name}.csv", as_csv(frame))
     write(folder / f"{name}.md", markdown(frame) + "\n")
     write(folder / f"{name}.tex", tex)
 

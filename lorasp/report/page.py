@@ -25,7 +25,7 @@ from lorasp.report.costs import peaks_frame, profile_frame
 from lorasp.report.estimates import estimates_frame
 from lorasp.report.facts import details, duration, notice, numbers, run_groups, summary
 from lorasp.report.figures import CAPTIONS, Figure, draw_all
-from lorasp.report.formats import latex, markdown, plain, write, write_frame
+from lorasp.report.formats import as_csv, latex, markdown, plain, write, write_frame
 from lorasp.report.judged import judged
 from lorasp.report.settings import open_settings, settings_frames
 from lorasp.report.simulated import section
@@ -171,7 +171,7 @@ def _write_tables(
         write_frame(folder, name, frame, latex(frame[shown], prose=True))
     numbers = {"cells": as_tidy(tables), "runs": results.runs, "scores": results.scores}
     for name, frame in numbers.items():
-        write(folder / f"{name}.csv", frame.to_csv(index=False))
+        write(folder / f"{name}.csv", as_csv(frame))
 
 
 def _template(name: str) -> str:

@@ -262,6 +262,13 @@ class ShardedTrainer(CellTrainer):
                 module.reshard()  # after an evaluation some are still gathered
         return trained_state(model)
 
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        optimizer = super().create_optimizer(*args, **kwargs)
+        # an adapter has no weights without decay, and torch saves no group without weights
+        groups = optimizer.param_groups
+        groups[:] = [group for group in groups if group["params"]]
+        return optimizer
+
     def _adamw(self) -> torch.optim.Optimizer:
         return getattr(self.optimizer, "optimizer", self.optimizer)  # type: ignore[return-value]
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from lorasp.data.load import check_folder, load_split
 from lorasp.errors import UsageError, WorkError
 from lorasp.evaluation.evaluate import evaluate_cell, headline
 from lorasp.results import read_json
+from lorasp.tasks import load_task
 
 
 @pytest.mark.parametrize("method", ["base", "ft", "lora", "lora-half", "lora-sp", "lora-sp-init"])
@@ -139,3 +141,27 @@ def test_damaged_tokens(config: Config, trained: Callable, prepared: Path) -> No
             evaluate_cell(config, cell)
     finally:
         file.write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "task"),
+    [("roberta-tiny", "mrpc"), ("t5-tiny", "wmt16-en-ro"), ("llama-tiny", "alpaca-mmlu")],
+)
+def test_a_run_that_diverged_has_no_score(
+    config: Config, trained: Callable, capsys: pytest.CaptureFixture[str], model: str, task: str
+) -> None:
+    cell, _ = trained(model, task, "lora-sp")
+    record = read_json(cell.folder / "train.json", "train")
+    record |= {"status": "diverged", "diverged_at": 7, "adapter_bytes": 0}
+    shutil.rmtree(cell.folder / "adapter")
+    (cell.folder / "adapter").mkdir()
+    (cell.folder / "train.json").write_text(json.dumps(record))
+    result = read_json(evaluate_cell(config, cell), "metrics")
+    undefined = {"value": None, "stderr": None, "note": "the training diverged at step 7"}
+    definition = load_task(task)
+    name = definition["headline"]
+    assert result["headline"] == {"metric": name, "n": 0, **undefined}
+    assert set(result["splits"]) == set(definition["evaluate"])
+    for split in result["splits"].values():
+        assert split == {"n": 0, "metrics": dict.fromkeys(definition["metrics"], undefined)}
+    assert f"{name}: the training diverged at step 7" in capsys.readouterr().err

@@ -68,10 +68,15 @@ def test_the_hub_says_how_long_to_wait(thing: Hub, tmp_path: Path, waits: list[f
     fetched(tmp_path)
     assert waits == [37]
     shutil.rmtree(tmp_path)
+    allowance = {"RateLimit": '"resolvers";r=0;t=121', "Retry-After": "3"}
+    thing.faults.append(Fault("/config.json", 429, headers=allowance))
+    fetched(tmp_path)
+    assert waits == [37, 121]
+    shutil.rmtree(tmp_path)
     thing.faults.append(Fault("/config.json", 429, headers={"Retry-After": "86400"}))
     with pytest.raises(WorkError, match="refuses more requests for now"):
         fetched(tmp_path)
-    assert waits == [37]
+    assert waits == [37, 121]
 
 
 def test_a_listing_in_trouble_is_asked_for_again(
@@ -332,6 +337,7 @@ def test_a_revision_without_safetensors(thing: Hub, rehearse: Config) -> None:
             "has no parquet files of",
         ),
         (b"", None, "has no parquet files of its data"),
+        (b"---\nconfigs: [a]\n---\n", "a", "has a head that is no card of a data set"),
     ],
 )
 def test_data_that_are_not_there(

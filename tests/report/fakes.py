@@ -46,7 +46,13 @@ def score(cell: Cell) -> float:
     return 20 + len(cell.task) + 3 * len(cell.method) + len(cell.recipe) + 2.0 * cell.seed
 
 
-def write_run(config: Config, cell: Cell, value: float | None, trained_only: bool = False) -> None:
+def write_run(
+    config: Config,
+    cell: Cell,
+    value: float | None,
+    trained_only: bool = False,
+    diverged_at: int | None = None,
+) -> None:
     """The train.json and metrics.json of one run whose headline is `value`."""
     resolved = resolve(config, cell)
     common = {
@@ -73,8 +79,8 @@ def write_run(config: Config, cell: Cell, value: float | None, trained_only: boo
         "loss": losses if trained else [],
         "final_loss": losses[-1]["loss"] if trained else None,
         "best": None,
-        "status": "finished",
-        "diverged_at": None,
+        "status": "diverged" if diverged_at else "finished",
+        "diverged_at": diverged_at,
         "processes": 1,
         "attention": "sdpa",
         "micro_batch": {"asked": 16, "used": 16, "halved": []},
@@ -85,13 +91,15 @@ def write_run(config: Config, cell: Cell, value: float | None, trained_only: boo
         return
     task = resolved["task"]
     headline = task["headline"]
-    others = {name: {"value": 40.0, "stderr": 1.0} for name in task["metrics"] if name != headline}
+    other = {"value": None, "stderr": None} if diverged_at else {"value": 40.0, "stderr": 1.0}
+    others = {name: other for name in task["metrics"] if name != headline}
     metrics = {headline: {"value": value, "stderr": None if value is None else 1.5}, **others}
+    count = 0 if diverged_at else 32
     document = common | {
         "data": {"benchmark": "cd" * 32},
         "wall_seconds": 10.0,
-        "splits": {split: {"n": 32, "metrics": metrics} for split in task["evaluate"]},
-        "headline": {"metric": headline, **metrics[headline], "n": 32},
+        "splits": {split: {"n": count, "metrics": metrics} for split in task["evaluate"]},
+        "headline": {"metric": headline, **metrics[headline], "n": count},
     }
     write_json(cell.folder / "metrics.json", document, "metrics")
 

@@ -1,57 +1,39 @@
-"""A run that is interrupted, by whatever and whenever, ends as one that was never interrupted."""
+"""A run that is killed, at whatever moment, ends as one that was never disturbed, bit by bit."""
 
-import json
 import os
 import random
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from runs import Run, adapter_of
+from parts import assert_same, resumed, start, wait
+from runs import Run
 
 from lorasp.config import Config
-from lorasp.training import train
+from lorasp.training import checkpoints, history, train, trainer
 
-# What two parts of one run may differ in.
-OWN = ("started", "finished", "wall_seconds", "peak_memory_bytes", "resumed", "provenance")
-Child = Callable[[], Any]
-
-
-def in_child(work: Child) -> int:
-    """Start `work` in a forked process with a process group of its own; its id."""
-    process = os.fork()
-    if process:
-        return process
-    code = 1
-    try:
-        torch.set_num_threads(1)
-        work()
-        code = 0
-    except SystemExit as error:
-        code = int(error.code or 0)
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def outcome(folder: Path) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """What two runs are compared by."""
-    record = json.loads((folder / "train.json").read_text())
-    return {key: value for key, value in record.items() if key not in OWN}, adapter_of(folder)
-
-
-def assert_same(one: Path, two: Path) -> None:
-    (record, weights), (other, others) = outcome(one), outcome(two)
-    assert record == other
-    assert set(weights) == set(others)
-    assert all(torch.equal(weights[name], others[name]) for name in weights)
+KILLED = -signal.SIGKILL
+CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "best": ("lora-sp", "roberta-tiny", {"select": "best", "epochs": 3}),
+    "epoch": (
+        "lora-sp",
+        "roberta-tiny",
+        {"epochs": 2, "settings": {"resample": "epoch", "dropout": 0.1}},
+    ),
+    "step": (
+        "lora-sp",
+        "roberta-tiny",
+        {"select": "best", "epochs": 2, "settings": {"resample": "step"}, "micro_batch_size": 4},
+    ),
+    "ends inside an epoch": ("ft", "roberta-tiny", {"select": "best", "epochs": 2, "max_steps": 6}),
+    "least loss": ("ft", "t5-tiny", {"select": "best", "epochs": 2, "batch_size": 24}),
+    "dropout": ("lora", "llama-tiny", {"max_steps": 5, "settings": {"dropout": 0.1}}),
+}
+SMALL: dict[str, Any] = {"select": "best", "epochs": 2, "batch_size": 32}  # two steps an epoch
 
 
 @pytest.fixture
@@ -60,34 +42,233 @@ def often(config: Config) -> None:
     config["runtime"]["checkpoint_minutes"] = 1e-9
 
 
-CASES = [
-    ("lora-sp", "roberta-tiny", {"select": "best", "epochs": 3}),
-    ("lora-sp", "roberta-tiny", {"select": "last", "epochs": 2, "settings": {"resample": "epoch", "dropout": 0.1}}),
-    ("lora-sp", "roberta-tiny", {"select": "best", "epochs": 2, "settings": {"resample": "step"}, "micro_batch_size": 4}),
-    ("ft", "roberta-tiny", {"select": "best", "epochs": 2, "max_steps": 6}),
-    ("ft", "t5-tiny", {"select": "best", "epochs": 2, "batch_size": 24}),
-    ("lora", "llama-tiny", {"max_steps": 5, "settings": {"dropout": 0.1}}),
-]
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("kept") / "whole"
 
 
-@pytest.mark.parametrize(("method", "model", "recipe"), CASES)
-def test_killed_after_each_step(run: Run, often: None, project: Path, method, model, recipe, capfd) -> None:
-    whole, record = run(method, model, out="whole", **recipe)
-    saved = train.CellTrainer._save_checkpoint
-    parts = 0
-    while not (project / "parts" / "train.json").exists():
-        def die(self, *args):
-            saved(self, *args)
+@pytest.fixture
+def whole(run: Run, often: None, kept: Path) -> Path:
+    """The folder of a small run that was never disturbed; it is trained once."""
+    if not kept.exists():
+        shutil.copytree(run("lora-sp", out="whole", **SMALL)[0], kept)
+    return kept
+
+
+def dies_in(module: Any, name: str, turn: int = 1, before: bool = False) -> Callable[..., Any]:
+    """Make a function of a module kill its process when its `turn`-th call ends, or begins."""
+    whole, calls = getattr(module, name), []
+
+    def dying(*args: Any, **kwargs: Any) -> Any:
+        calls.append(name)
+        if before and len(calls) == turn:
             os.kill(os.getpid(), signal.SIGKILL)
-        def part():
-            train.CellTrainer._save_checkpoint = die
-            run(method, model, out="parts", **recipe)
-        process = in_child(part)
-        status = os.waitpid(process, 0)[1]
-        parts += 1
-        assert parts < 30
-    print(record["steps"], parts)
-    again = json.loads((project / "parts" / "train.json").read_text())
-    print(again["resumed"])
+        found = whole(*args, **kwargs)
+        if len(calls) == turn:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return found
+
+    setattr(module, name, dying)
+    return dying
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_killed_after_every_step(run: Run, often: None, project: Path, case: str) -> None:
+    method, model, recipe = CASES[case]
+
+    def part() -> None:
+        dies_in(train.CellTrainer, "_save_checkpoint")
+        run(method, model, out="parts", **recipe)
+
+    whole, record = run(method, model, out="whole", **recipe)
+    codes = [wait(start(part))]
+    while codes[-1] == KILLED:
+        codes.append(wait(start(part)))
+    # the last step needs a checkpoint where the best epoch is chosen after it
+    chosen = recipe.get("select") == "best"
+    assert codes == [KILLED] * (record["steps"] - (not chosen)) + [0]
     assert_same(whole, project / "parts")
-    print(capfd.readouterr().err[-600:])
+    assert resumed(project / "parts") == [*range(1, len(codes))]
+
+
+def test_twenty_random_kills(run: Run, often: None, project: Path, whole: Path) -> None:
+    """At any moment of a part: while it loads, takes steps, writes a checkpoint or the adapter."""
+    draw, kills, rounds = random.Random(0), 0, 0
+    began = time.monotonic()
+    assert wait(start(lambda: run("lora-sp", out="once", **SMALL))) == 0
+    usual = time.monotonic() - began
+    while kills < 20:
+        folder, code = project / f"round-{rounds}", KILLED
+        while code == KILLED:
+            process = start(lambda folder=folder: run("lora-sp", out=folder.name, **SMALL))
+            time.sleep(draw.uniform(0.1, 1.1) * usual)
+            os.kill(process, signal.SIGKILL)
+            code = wait(process)
+            kills += code == KILLED
+        assert code == 0
+        assert_same(whole, folder)
+        rounds += 1
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "turn", "before"),
+    [
+        (trainer, "save_file", 3, True),
+        (trainer, "save_file", 3, False),
+        (train.CellTrainer, "_save_rng_state", 3, False),
+        (checkpoints, "seal", 3, True),
+        (checkpoints, "seal", 3, False),
+        (checkpoints.shutil, "rmtree", 1, True),  # of a checkpoint that is one too many
+        (train, "_best", 1, False),
+        (train, "save_adapter", 1, False),
+        (train, "write_json", 1, True),
+        (train, "write_json", 1, False),
+    ],
+)
+def test_killed_between_two_files(
+    run: Run,
+    often: None,
+    project: Path,
+    whole: Path,
+    module: Any,
+    name: str,
+    turn: int,
+    before: bool,
+) -> None:
+    def part() -> None:
+        dies_in(module, name, turn, before)
+        run("lora-sp", out="parts", **SMALL)
+
+    assert wait(start(part)) == KILLED
+    assert wait(start(lambda: run("lora-sp", out="parts", **SMALL))) == 0
+    assert_same(whole, project / "parts")
+
+
+def interrupted(run: Run, project: Path, step: int = 3) -> list[Path]:
+    """The checkpoints of a run of four steps that was killed after some, in `parts`."""
+
+    def part() -> None:
+        dies_in(checkpoints, "rotate", step)
+        run("lora-sp", out="parts", **SMALL)
+
+    assert wait(start(part)) == KILLED
+    return checkpoints.checkpoints_of(project / "parts" / ".checkpoints")
+
+
+def test_two_checkpoints_are_kept_and_the_best_one(
+    run: Run, often: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six steps, an epoch each, of which the second scores best."""
+    scores = iter([10.0, 30.0, 20.0, 20.0, 20.0, 20.0])
+    monkeypatch.setattr(train, "_headline", lambda task: lambda found: {"headline": next(scores)})
+
+    def part() -> None:
+        dies_in(checkpoints, "rotate", 6)
+        run("lora-sp", out="parts", select="best", epochs=6, batch_size=64)
+
+    assert wait(start(part)) == KILLED
+    found = checkpoints.checkpoints_of(project / "parts" / ".checkpoints")
+    assert [checkpoints.steps_of(folder) for folder in found] == [2, 5, 6]
+
+
+@pytest.mark.parametrize("harm", ["changed", "shorter", "missing"])
+def test_any_damage_is_noticed(
+    run: Run, often: None, project: Path, capsys: pytest.CaptureFixture, harm: str
+) -> None:
+    older, newest = interrupted(run, project)
+    names = {file.name for file in newest.iterdir()}
+    needed = {"trained.safetensors", "optimizer.pt", "scheduler.pt", "rng_state.pth", "loop.pt"}
+    assert names == needed | {"trainer_state.json", "history.json", "manifest.json"}
+    for name in sorted(names):
+        content = (newest / name).read_bytes()
+        middle = len(content) // 2
+        other = bytes([content[middle] ^ 1])
+        (newest / name).write_bytes(
+            content[:middle] + (other + content[middle + 1 :] if harm == "changed" else b"")
+        )
+        if harm == "missing":
+            (newest / name).unlink()
+        assert checkpoints.newest_sound(older.parent) == older
+        assert f"warning: {newest} is passed over: " in capsys.readouterr().err
+        (newest / name).write_bytes(content)
+        assert checkpoints.newest_sound(older.parent) == newest
+
+
+def test_a_run_goes_on_from_the_sound_checkpoint(
+    run: Run, often: None, project: Path, whole: Path, capfd: pytest.CaptureFixture
+) -> None:
+    *_, newest = interrupted(run, project)
+    (newest / "optimizer.pt").write_bytes(b"damaged")
+    assert wait(start(lambda: run("lora-sp", out="parts", **SMALL))) == 0
+    assert_same(whole, project / "parts")
+    assert resumed(project / "parts") == [2]
+    told = capfd.readouterr().err
+    assert f"{newest} is passed over: its optimizer.pt is damaged" in told
+    assert "going on from step 2" in told
+
+
+def test_a_checkpoint_without_its_best_one_is_passed_over(
+    run: Run, often: None, project: Path, whole: Path, capfd: pytest.CaptureFixture
+) -> None:
+    folders = interrupted(run, project, step=4)
+    assert [checkpoints.steps_of(folder) for folder in folders] == [2, 3, 4]
+    (folders[0] / "trained.safetensors").write_bytes(b"")
+    assert wait(start(lambda: run("lora-sp", out="parts", **SMALL))) == 0
+    assert_same(whole, project / "parts")
+    assert resumed(project / "parts") == []
+    assert "checkpoint-2, the best one so far, cannot be read" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("other", ["configuration", "data", "code", "packages"])
+def test_a_checkpoint_of_another_run_is_not_used(
+    config: Config,
+    run: Run,
+    often: None,
+    project: Path,
+    prepared: Path,
+    capfd: pytest.CaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    other: str,
+) -> None:
+    interrupted(run, project)
+    changed = dict(SMALL)
+    match other:
+        case "configuration":
+            changed["learning_rate"] = 2e-3
+        case "code":
+            monkeypatch.setattr(history, "stage_code", lambda *names: "other")
+        case "packages":
+            monkeypatch.setattr(history, "provenance", lambda: {"versions": {"torch": "3.0"}})
+        case "data":
+            (project / "data").unlink()
+            shutil.copytree(prepared / "data", project / "data")
+            (tokens,) = (project / "data").rglob("tokens/roberta-tiny/mrpc/manifest.json")
+            text = tokens.read_text()
+            before = train.check_folder(tokens.parent)["fingerprint"]
+            tokens.write_text(text.replace(before, "ab" * 32))
+    whole, _ = run("lora-sp", out="whole", **changed)
+    run("lora-sp", out="parts", **changed)
+    assert_same(whole, project / "parts")
+    assert resumed(project / "parts") == []
+    assert f"was made with other {other}: starting again" in capfd.readouterr().err
+
+
+def test_time_is_summed_over_the_parts(
+    run: Run, often: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = history.History.save
+
+    def slow(self: history.History, *args: Any) -> None:
+        self.wall_seconds += 1000
+        whole(self, *args)
+
+    def part() -> None:
+        monkeypatch.setattr(history.History, "save", slow)
+        dies_in(checkpoints, "rotate", 2)
+        run("lora-sp", out="parts", **SMALL)
+
+    assert wait(start(part)) == KILLED
+    began = time.time()
+    _, record = run("lora-sp", out="parts", **SMALL)
+    assert 2000 < record["wall_seconds"] < 2000 + 600
+    assert record["started"] < time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(began + 1))

@@ -18,6 +18,7 @@ from lorasp.results import fingerprint
 from lorasp.serve import use_this_python
 from snakemake.common.tbdstring import TBDString
 from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
 
 if unknown := set(config) - {"scale", "only", "gpu"}:
     raise WorkflowError(
@@ -64,6 +65,10 @@ PLAN = f"{RESULTS}/plan.json"
 PLAN_GPU = f"--gpu {config['gpu']}" if "gpu" in config else ""
 
 
+# The image of every rule, for --sdm apptainer.
+CONTAINER = "containers/lorasp.sif"
+
+
 # Held while this workflow runs, and free when its process ends, however it ends.
 LOCK = Path(".snakemake", "lorasp.lock")
 
@@ -84,8 +89,12 @@ onstart:
         )
     elif workflow.local_exec and {job["stage"] for job in needed} - ANYWHERE:
         sentence = refusal(CONFIG, examine(CONFIG, needed))
+    if DeploymentMethod.APPTAINER in workflow.deployment_settings.deployment_method:
+        if not Path(CONTAINER).exists():
+            sentence = f"there is no {CONTAINER}, and nothing was started: make container sif"
     if workflow.is_main_process and not sentence:
-        sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed)
+        most = workflow.global_resources["gpu"].value if workflow.local_exec else None
+        sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed, most)
     if sentence:
         raise WorkflowError(sentence)
 

@@ -24,7 +24,8 @@ rule train:
         config=CONFIG_FILE,
         values=train_values,
         code=stage_code("training", "adapters", "models", "metrics", "recompute"),
+    # exec: a shell in between would die of a SIGTERM before its child has saved a checkpoint
     shell:
-        "python -m lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
+        "exec python -m lorasp train --config {params.config} --model {wildcards.model} --task {wildcards.task}"
         " --method {wildcards.method} --recipe {wildcards.recipe} --seed {wildcards.seed}"
         " --micro-batch {resources.micro_batch} --processes {resources.gpu} &> {log}"

@@ -16,7 +16,7 @@ ORIGIN = $(shell git remote get-url origin 2> /dev/null | sed 's,//[^/@]*@,//,')
 BIN := .venv/bin
 # No solver: its start for every choice would cost more than the choice gains.
 SNAKEMAKE := $(BIN)/snakemake --cores $(CORES) --scheduler greedy
-SOURCES := lorasp tests containers
+SOURCES := lorasp tests containers envs
 RULES := Snakefile $(wildcard workflow/rules/*.smk)
 
 .DEFAULT_GOAL := help
@@ -75,7 +75,7 @@ test-slurm: .venv/.complete ## the slurm profile on a real SLURM, from Debian's 
 	tests/slurm/install.sh
 	tests/slurm/cluster $(BIN)/pytest tests/slurm
 
-test-slow: .venv/.complete ## the slow tests: the container, whole workflow runs
+test-slow: .venv/.complete ## the slow tests: whole workflow runs
 	$(BIN)/pytest -m slow
 
 # The base's digest is asked for once and kept: commit the file, and every build starts from the same.
@@ -113,6 +113,7 @@ lock: ## pin again what pyproject.toml asks for
 	{ grep '^#' requirements.lock; sed 's/+[a-z0-9.]*$$//' build/frozen.txt \
 		| grep -Ev '^(nvidia-([^m]|m[^l])|cuda|triton)'; } > build/requirements.lock
 	mv build/requirements.lock requirements.lock
+	build/lock/bin/python envs/pin.py
 
 clean: ## remove the environment and the caches; data, results and reports stay
 	rm -rf .venv build lorasp.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -5,6 +5,7 @@ leaves nothing behind that would have to be cleaned up. On network file systems 
 machines where the file system passes flock on (NFS since version 4, Lustre with `-o flock`).
 """
 
+import errno
 import fcntl
 import os
 import socket
@@ -15,13 +16,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 POLL = 0.2  # seconds between two tries
 
 
 def take(path: Path) -> IO[str] | None:
     """Lock a file without waiting; it is free again when it is closed, or its process ends.
 
-    None where another process holds it; `holder` then says which.
+    None where another process holds it; `holder` then says which. On a file system without flock
+    nothing is locked, and a line on stderr says so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     file = path.open("a+")
@@ -30,6 +33,13 @@ def take(path: Path) -> IO[str] | None:
     except BlockingIOError:
         file.close()
         return None
+    except OSError as error:
+        if error.errno not in UNSUPPORTED:
+            raise
+        print(
+            f"warning: {path.parent} cannot be locked ({error.strerror}): start nothing else there",
+            file=sys.stderr,
+        )
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}")
     file.flush()

@@ -167,6 +167,8 @@ match sys.argv[1:]:
             for top in {{file.parts[0] for file in package.files}} - {{"..", "__pycache__"}}:
                 if not (site / top).exists():
                     (site / top).symlink_to(package.locate_file(top))
+    case ["clean", *_]:
+        pass
     case other:
         sys.exit(f"no answer to conda {{other}}")
 """
@@ -190,7 +192,7 @@ def test_stages_run_in_the_environments_of_their_files(tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "snakemake", "--cores", "2", "--sdm", "conda"),
-            *("mrpc", profile, "--config", "scale=smoke", "only=mrpc,lora-sp,stated,seed-0"),
+            *("--config", "scale=smoke", "only=mrpc,lora-sp,stated,seed-0", "--", "mrpc", profile),
         ],
         cwd=work,
         env=environment,

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,6 +47,7 @@ OWN = ("started", "finished", "wall_seconds", "peak_memory_bytes", "provenance",
 def checkout(tmp_path: Path) -> Path:
     """A checkout with a small grid of runs, and nothing to simulate."""
     first = tmp_path / "checkout"
+    first.mkdir()
     copy_checkout(ROOT, first)
     (first / "config" / "killed.yaml").write_text(yaml.safe_dump(OVERLAY))
     simulated = yaml.safe_load((first / "config" / "simulated.yaml").read_text())
@@ -112,13 +114,13 @@ def test_twenty_kills_change_nothing(checkout: Path, tmp_path: Path) -> None:
     draw, kills, rounds = random.Random(0), 0, 0
     landed: set[str] = set()
     whole = tmp_path / "whole"
-    copy_checkout(checkout, whole)
+    shutil.copytree(checkout, whole, symlinks=True)
     began = time.monotonic()
     assert launch(whole).wait() == 0, (whole / "workflow.log").read_text()[-3000:]
     usual = time.monotonic() - began
     while kills < KILLS:
         folder, code = tmp_path / f"round-{rounds}", None
-        copy_checkout(checkout, folder)
+        shutil.copytree(checkout, folder, symlinks=True)
         while code is None:
             workflow = launch(folder)
             try:

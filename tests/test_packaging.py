@@ -1,6 +1,7 @@
 """What is installed, pinned and shipped: requirements.lock, pyproject.toml, the wheel."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -29,7 +30,9 @@ PINS = {
 }
 
 
-@pytest.mark.parametrize("wanted", [*PROJECT["dependencies"], *sum(EXTRAS.values(), [])])
+@pytest.mark.parametrize(
+    "wanted", [*PROJECT["dependencies"], *itertools.chain.from_iterable(EXTRAS.values())]
+)
 def test_every_dependency_is_pinned_within_its_bounds(wanted: str) -> None:
     requirement = Requirement(wanted)
     (pin,) = PINS[canonicalize_name(requirement.name)].specifier

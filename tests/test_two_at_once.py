@@ -1,5 +1,6 @@
 """Several processes at work in one folder: whoever reads finds a whole, whoever writes waits."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -93,6 +94,17 @@ def test_a_file_system_that_cannot_exchange(monkeypatch: pytest.MonkeyPatch) -> 
     assert not list(Path("data").rglob(".replaced"))
 
 
+def test_what_a_killed_process_left_is_removed() -> None:
+    make("a")
+    with alone(Path("data/smoke/demo")), building(Path("data/smoke/demo"), SOURCE, {}) as place:
+        (place / "a.txt").write_text("a")
+        shutil.copytree(place, place.with_name(".demo.killed00"))
+        shutil.copytree(place, place.with_name(".demo.b.another0"))  # of the data set demo.b
+    make("b")
+    left = sorted(path.name for path in Path("data/smoke").iterdir())
+    assert left == [".demo.b.another0", ".demo.lock", "demo"]
+
+
 def test_a_folder_in_the_making_is_left_alone() -> None:
     """It looks damaged to whoever starts a workflow, and its manifest stays all the same."""
     make("a")
@@ -167,7 +179,6 @@ def test_a_report_finds_both_files_of_one_training(
     def report() -> None:
         train, metrics = _read_files(run)
         assert metrics is None or train is None or train["run"] == metrics["run"]
-        assert not (train is None and metrics is not None)
 
     assert at_once(train, report, report, report) == [0] * 4
 
@@ -198,3 +209,15 @@ def test_two_at_work_see_each_other_in_a_copied_folder() -> None:
         lock = take(Path("two/.lock"))
         assert lock is not None
         lock.close()
+
+
+def test_a_file_system_without_locks_is_told_and_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with exclusively(tmp_path / "lock"):
+        assert holder(tmp_path / "lock").startswith(f"process {os.getpid()} on ")
+    assert "cannot be locked (No locks available)" in capsys.readouterr().err

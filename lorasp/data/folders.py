@@ -1,11 +1,12 @@
 """A prepared folder: built beside its place, renamed when complete, described by manifest.json."""
 
 import ctypes
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +64,13 @@ def _exchange(one: Path, other: Path) -> bool:
     return failed == 0
 
 
-def alone(folder: Path) -> AbstractContextManager[None]:
-    """No other process prepares the folder as long as this one is in the block."""
-    return exclusively(_lock_of(folder))
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """No other process prepares the folder meanwhile; what a killed one left of it is removed."""
+    with exclusively(_lock_of(folder)):
+        for left in folder.parent.glob(f".{folder.name}.????????"):  # as `building` names them
+            shutil.rmtree(left, ignore_errors=True)
+        yield
 
 
 def _lock_of(folder: Path) -> Path:
@@ -150,15 +155,21 @@ def forget_damaged(root: Path) -> list[str]:
     that is older than its manifest: fast enough to call whenever the workflow is parsed.
     """
     found = []
-    for path in sorted(root.rglob(MANIFEST)):
-        if any(part.startswith(".") for part in path.relative_to(root).parts):
-            continue  # a folder that is being built at this moment
+    for path in sorted(_manifests(root)):
         if _damaged(path) and (lock := take(_lock_of(path.parent))):
             with lock:  # nobody prepares it; what was seen before may have been two folders
                 if lines := _damaged(path):
                     path.unlink(missing_ok=True)
                     found += lines
     return found
+
+
+def _manifests(root: Path) -> Iterator[Path]:
+    """Those below `root`, but of folders that are being built: these come and go meanwhile."""
+    for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if MANIFEST in files:
+            yield Path(place, MANIFEST)
 
 
 def _damaged(manifest: Path) -> list[str]:

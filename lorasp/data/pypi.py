@@ -24,7 +24,8 @@ from lorasp.results import sha256_of
 
 Artefact = dict[str, str]
 Entry = TypeVar("Entry")
-PAUSES = (2.0, 10.0)  # seconds before another try at what a break of the connection can explain
+# Seconds before another try; a pip before 25.1 takes a file that was cut off for another one.
+PAUSES = (2.0, 10.0)
 # Bytes that the wanted files of an archive may unpack to; the largest pinned ones hold 0.3 GB.
 LARGEST = 4 * 2**30
 
@@ -79,7 +80,7 @@ def _download(artefact: Artefact, place: Path) -> None:
         )
         if done.returncode == 0:
             return
-        if pause is None or "No matching distribution" in done.stderr or "Got " in done.stderr:
+        if pause is None:
             break
         print(f"pip cannot download {pin}; trying again in {pause:g} s", file=sys.stderr)
         time.sleep(pause)

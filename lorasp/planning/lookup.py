@@ -129,18 +129,18 @@ def refusal(plan: Names, needed: list[Names], most: int | None = None) -> str | 
     helps = ["more memory" if on_cpu else "a GPU type with more memory (--config gpu=TYPE)"]
     several = max((job["gpus"] for job in large if job["fits"]), default=0)
     if several:
-        helps.insert(0, f"a machine or cluster with {several} of these GPUs for a job")
+        helps.insert(0, f"a machine, or a cluster's nodes, with {several} of these GPUs")
     if any(job["stage"] != "evaluate" for job in large):
         helps.append("recompute or quantize in the method's settings")
     if any(job["stage"] == "evaluate" for job in large):
         helps.append("a smaller runtime.eval_batch_size")
     if without := _without(planned, large):
         helps.append(f"leaving them out: {without}")
-    count = f"{most} {gpu['name']}" if several and most else f"{gpu['name']}"
+    size = f"{gpu['name']} ({gpu['memory_bytes'] / devices.GIB:.1f} GiB)"
+    found = f"{most} x {size} is too little" if several else f"{size} is too small"
     return (
-        f"{count} ({gpu['memory_bytes'] / devices.GIB:.1f} GiB{' each' if several else ''}) is too "
-        f"little for {len(large)} of the jobs, and nothing was started: {', '.join(told)}; what "
-        f"helps: {'; '.join(helps)}"
+        f"{found} for {len(large)} of the jobs, and nothing was started: {', '.join(told)}; "
+        f"what helps: {'; '.join(helps)}"
     )
 
 

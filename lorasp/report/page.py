@@ -5,6 +5,7 @@ lorasp report --config config/smoke.yaml
 
 import base64
 import hashlib
+import shutil
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -49,6 +50,8 @@ def write_report(config: Config, out: Path | None = None) -> Path:
     """
     out = out or Path("reports", config["scale"])
     with exclusively(out / ".lock"), TemporaryDirectory(dir=out, prefix=".writing-") as name:
+        for left in set(out.glob(".writing-*")) - {Path(name)}:  # by a process that was killed
+            shutil.rmtree(left)
         _write_all(config, Path(name))
         _publish(Path(name), out)
     return out / "report.html"

@@ -118,6 +118,8 @@ class Diverged(Exception):
 class Progress(TrainerCallback):
     """One line on stderr with loss, rate and time left; raises Diverged at a loss of no number."""
 
+    bar: Any = None
+
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         from tqdm import tqdm
 
@@ -143,8 +145,9 @@ class Progress(TrainerCallback):
             return
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if not math.isfinite(loss):
-            self.bar.close()
             raise Diverged(state.global_step, loss)
 
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.bar.close()
+    def close(self) -> None:
+        """End the line, so that what is said next has one of its own."""
+        if self.bar is not None:
+            self.bar.close()

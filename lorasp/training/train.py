@@ -5,6 +5,7 @@ import math
 import shutil
 import signal
 import sys
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -215,13 +216,15 @@ def _fit(
     minutes = resolved["runtime"].get("checkpoint_minutes", MINUTES)
     keeper_of = sharded.AgreedCheckpoints if several else Checkpoints
     keeper = keeper_of(trainer, minutes, best, history.checkpoint)
-    for callback in (Selection(model), keeper, Progress()):
+    progress = Progress()
+    for callback in (Selection(model), keeper, progress):
         trainer.add_callback(callback)
     status, diverged_at = "finished", None
     handler = signal.signal(signal.SIGTERM, keeper.stop)
     try:
         checkpoint = history.checkpoint
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with closing(progress):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError:
         history.halve(trainer.state.global_step + 1, recipe["batch_size"] // sharded.size())
         if several:  # the others wait for what this process was about to do

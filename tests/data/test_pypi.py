@@ -1,14 +1,16 @@
 """Pinned artefacts: sums, reuse and damage, and archives that try to lead out of themselves."""
 
 import hashlib
+import http.server
 import io
 import os
 import subprocess
 import sys
 import tarfile
+import threading
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -47,6 +49,7 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setattr(pypi, "PAUSES", ())
     return folder
 
 
@@ -196,7 +199,59 @@ def test_pip_runs_under_this_python(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         return subprocess.CompletedProcess(command, 1, "", "ERROR: no connection\n")
 
     monkeypatch.setattr(subprocess, "run", run)
+    monkeypatch.setattr(pypi, "PAUSES", ())
     with pytest.raises(WorkError, match=r"\(ERROR: no connection\)"):
         pypi.fetch(artefact(b"") | {"file": "demo-1.0.tar.gz"}, tmp_path)
     assert seen[0][:4] == [sys.executable, "-m", "pip", "download"]
     assert {"--no-deps", "--no-binary", "--require-hashes"} <= set(seen[0])
+
+
+class Index(http.server.BaseHTTPRequestHandler):
+    """A package index of one file: down at first, then it cuts the file off, then it serves it."""
+
+    content = b""
+    failures: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        page = f"<a href='/files/{NAME}'>{NAME}</a>".encode()
+        body = page if self.path.startswith("/simple/") else self.content
+        if self.failures and self.failures[0] == "down":
+            self.failures.pop(0)
+            self.send_error(503)
+            return
+        cut = self.path.startswith("/files/") and self.failures[:1] == ["cut"]
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html" if body is page else "application/zip")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        if cut:
+            self.failures.pop(0)
+
+    def log_message(self, *_: object) -> None:
+        """Says nothing."""
+
+
+def test_an_index_that_comes_back_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    content = wheel({"demo/a.txt": os.urandom(200_000)})
+    Index.content, Index.failures = content, ["down", "cut"]
+    monkeypatch.setattr(pypi, "PAUSES", (0.1, 0.1))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Index) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/simple/"
+        for name, value in {
+            "INDEX_URL": address,
+            "RETRIES": "0",
+            "CONFIG_FILE": os.devnull,
+        }.items():
+            monkeypatch.setenv(f"PIP_{name}", value)
+        monkeypatch.delenv("PIP_EXTRA_INDEX_URL", raising=False)
+        monkeypatch.setenv("PIP_RESUME_RETRIES", "0")
+        file = pypi.fetch(artefact(content), tmp_path / "artefacts")
+        server.shutdown()
+    assert file.read_bytes() == content and Index.failures == []
+    assert (
+        capsys.readouterr().err.count("pip cannot download demo==1.0; trying again in 0.1 s") == 2
+    )

@@ -102,15 +102,18 @@ def of_stage(stage: str, model: str, method: str, task: str = "alpaca-mmlu") -> 
     return {"stage": stage, **recipe}
 
 
-def test_what_one_gpu_does_not_hold_is_not_started(paper: Config) -> None:
+def test_what_these_gpus_do_not_hold_is_not_started(paper: Config) -> None:
     plan = make_plan(paper, only="stated,seed-0,lora,ft", gpu="h100-80gb")
     small = [of_stage("train", "roberta-base", name, "rte") for name in ("ft", "lora")]
     small.append(of_stage("train", "llama-13b", "lora"))
-    assert lookup.refusal(plan, [*small, {"stage": "audit"}, {"stage": "all"}]) is None
+    assert lookup.refusal(plan, [*small, {"stage": "audit"}, {"stage": "all"}], 1) is None
     large = of_stage("train", "llama-13b", "ft")
-    sentence = lookup.refusal(plan, [*small, large])
+    assert lookup.refusal(plan, [*small, large], 4) is None
+    assert lookup.refusal(plan, [*small, large]) is None  # a cluster's own concern
+    sentence = lookup.refusal(plan, [*small, large], 2)
     assert sentence is not None
-    assert sentence.startswith("one h100-80gb (79.1 GiB) is too small for 1 of the jobs")
+    assert sentence.startswith("2 x h100-80gb (79.1 GiB) is too little for 1 of the jobs")
+    assert "a machine, or a cluster's nodes, with 4 of these GPUs" in sentence
     assert (
         "train llama-13b ft (1 job: too large for one GPU, its states are shared by 4" in sentence
     )
@@ -122,12 +125,12 @@ def test_what_one_gpu_does_not_hold_is_not_started(paper: Config) -> None:
     assert "leaving them out" not in asked
 
 
-def test_a_job_on_several_gpus_asks_for_one(paper: Config, path: Path) -> None:
+def test_a_job_asks_for_the_gpus_that_it_is_planned_on(paper: Config, path: Path) -> None:
     write_plan(path, make_plan(paper, "stated,seed-0,ft", "h100-80gb"))
     large = of_stage("train", "llama-13b", "ft")
     jobs = read_json(path, "plan")["jobs"]
     assert max(job["gpus"] for job in jobs) == 4
-    assert lookup.resources(str(path), DEFAULT, **large)["gpu"] == 1
+    assert lookup.resources(str(path), DEFAULT, **large)["gpu"] == 4
 
 
 def prepared(config: Config, gpu: str | None, needed: list[dict[str, Any]]) -> str | None:
@@ -169,7 +172,7 @@ def test_the_plan_is_made_and_then_asked(
     assert lookup.prepare("paper.yaml", paper, "h100-80gb", [small]) is None
     assert lookup.prepare("paper.yaml", paper, "h100-80gb", [small]) is None
     assert len(calls) == 1  # it holds
-    sentence = lookup.prepare("paper.yaml", paper, "h100-80gb", [small, large])
+    sentence = lookup.prepare("paper.yaml", paper, "h100-80gb", [small, large], 1)
     assert sentence is not None and "train llama-13b ft" in sentence
     assert "'h1000' is unknown" in str(lookup.prepare("paper.yaml", paper, "h1000", [small]))
     everything = sorted({run.model for run in lookup.all_cells(paper)})

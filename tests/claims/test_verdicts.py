@@ -266,9 +266,7 @@ def test_smoke_judges_nothing_that_needs_runs(tmp_path: Path) -> None:
     names = [score("s"), relation("r"), resource()]
     found = verdicts(write_paper(tmp_path, *names), config("smoke"), results())
     assert {record["verdict"] for record in found.values()} == {"not run"}
-    assert {record["because"] for record in found.values()} == {
-        "Random models on invented data."
-    }
+    assert {record["because"] for record in found.values()} == {"Random models on invented data."}
     assert not any("test" in record for record in found.values())
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from huggingface_hub.utils import _detect_agent
 
 from lorasp.rehearsal.hub import Hub, Repository, serve
 
@@ -21,6 +22,8 @@ def turned_to(published: Repositories) -> Iterator[Hub]:
             monkeypatch.delenv(variable, raising=False)
         for variable in ("NO_PROXY", "no_proxy"):
             monkeypatch.setenv(variable, "127.0.0.1,localhost")
+        # once a process the client asks for a list of tools by whose name it would call itself
+        monkeypatch.setattr(_detect_agent, "_registry", _detect_agent._EMPTY_REGISTRY)
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", "/nonexistent/token")
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)

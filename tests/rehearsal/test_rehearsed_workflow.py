@@ -13,6 +13,7 @@ from lorasp.bench.pipeline import copy_checkout
 from lorasp.config import Cell
 from lorasp.results import read_json
 
+pytestmark = pytest.mark.slow
 RUN = Cell("rehearse", "llama-7b", "alpaca-mmlu", "lora-sp", "stated", 0)
 
 

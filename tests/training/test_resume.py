@@ -91,6 +91,20 @@ def test_killed_after_every_step(run: Run, often: None, project: Path, case: str
     assert resumed(project / "parts") == [*range(1, len(codes))]
 
 
+def test_a_loss_over_two_steps_is_logged_whole(run: Run, often: None, project: Path) -> None:
+    """Of 101 steps every second is logged; the run is killed between the two."""
+    recipe: dict[str, Any] = {"batch_size": 1, "epochs": 2, "max_steps": 101}
+
+    def part() -> None:
+        dies_in(checkpoints, "rotate", 51)
+        run("lora", out="parts", **recipe)
+
+    whole, _ = run("lora", out="whole", **recipe)
+    assert wait(start(part)) == KILLED
+    run("lora", out="parts", **recipe)
+    assert_same(whole, project / "parts")
+
+
 def test_twenty_random_kills(run: Run, often: None, project: Path, whole: Path) -> None:
     """At any moment of a part: while it loads, takes steps, writes a checkpoint or the adapter."""
     draw, kills, rounds = random.Random(0), 0, 0

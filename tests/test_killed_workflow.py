@@ -72,11 +72,12 @@ def launch(folder: Path) -> subprocess.Popen:
 
 def descendants(process: int) -> list[int]:
     """A process and all that it has started, and they in turn."""
-    listed = Path(f"/proc/{process}/task/{process}/children")
-    with contextlib.suppress(OSError):
-        children = [int(child) for child in listed.read_text().split()]
-        return [process, *(one for child in children for one in descendants(child))]
-    return []
+    found = [process]
+    for listed in Path(f"/proc/{process}/task").glob("*/children"):  # each thread has its own
+        with contextlib.suppress(OSError):
+            for child in listed.read_text().split():
+                found += descendants(int(child))
+    return found
 
 
 def kill(process: subprocess.Popen) -> None:

@@ -143,14 +143,10 @@ def test_a_killed_download_goes_on_in_the_next_process(
     def killed(_: float) -> None:
         raise SystemExit(143)
 
-    monkeypatch.setattr(download.time, "sleep", killed)
-    with pytest.raises(SystemExit):
-        fetched(tmp_path)
-    monkeypatch.undo()
-    monkeypatch.setattr(constants, "ENDPOINT", thing.endpoint)
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    template = thing.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    with monkeypatch.context() as patched:
+        patched.setattr(download.time, "sleep", killed)
+        with pytest.raises(SystemExit):
+            fetched(tmp_path)
     assert fetched(tmp_path)["model.safetensors"] == LARGE
     assert thing.asked(STORED)[-1]["range"] == f"bytes={len(LARGE) // 2}-"
 

@@ -237,7 +237,8 @@ def decisive(stage: str, resolved: Config) -> Config:
     # the micro-batch splits the work of a step and, but for rounding, changes nothing
     silent = {"source", "micro_batch_size"}
     shown = {"version", "table", "column", "note", *scoring}
-    runtime = {key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")}
+    numbers = ("device", "precision", "weights", "tf32", "attention")
+    runtime = {key: resolved["runtime"].get(key) for key in numbers}
     if resolved["recipe"].get("select") == "best":
         shown -= {"evaluate", "headline"}  # they choose the epoch
     if resolved["runtime"]["device"] == "cpu":

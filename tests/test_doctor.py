@@ -33,7 +33,7 @@ def paper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     monkeypatch.setattr(doctor, "cuda_build", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"GPU {index}")
-    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1100 * GIB, 200 * GIB, 900 * GIB))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(1500 * GIB, 200 * GIB, 1300 * GIB))
     monkeypatch.setattr(
         doctor.urllib.request, "urlopen", lambda *_, **__: (tmp_path / "x").open("w")
     )
@@ -48,7 +48,7 @@ def missing(config: dict[str, Any]) -> list[str]:
 def test_a_machine_that_has_it_all(paper: dict[str, Any]) -> None:
     found = {finding["what"]: finding["found"] for finding in examine(paper)}
     assert found == {
-        "800 GiB of free disk under data": "900 GiB, with what lies there",
+        "1200 GiB of free disk under data": "1300 GiB, with what lies there",
         "a CUDA device": "GPU 0, GPU 1",
         f"the Hugging Face hub at {constants.ENDPOINT}": "it answers",
     }
@@ -82,10 +82,10 @@ def test_no_device(
 
 
 def test_a_disk_that_is_too_small(paper: dict[str, Any]) -> None:
-    paper["requires"]["disk_gib"] = 901
+    paper["requires"]["disk_gib"] = 1301
     paper["data_dir"] = "data/not/yet/there"
     assert missing(paper) == [
-        "901 GiB of free disk under data/not/yet/there: 900 GiB, with what lies there"
+        "1301 GiB of free disk under data/not/yet/there: 1300 GiB, with what lies there"
     ]
 
 

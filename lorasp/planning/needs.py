@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from lorasp.config import Cell, Config, resolve_task
+from lorasp.config import Cell, Config, pick, resolve_task
 from lorasp.planning.memory import Step
 from lorasp.planning.workload import facts, mean_length, rows_of
 
@@ -49,22 +49,27 @@ def disk(
     )
     trained = [job for job in jobs if job["stage"] == "train"]
     full = [job for job in trained if config["methods"][job["method"]]["family"] == "full"]
-    best = [job for job in trained if job["recipe"] != "none" and _best(config, job)]
     rows = {
         "models": models,
         "data sets, and the hub's copy of them": 2 * data,
         "tokens": tokens,
         "models saved by full fine-tuning": _saved(full),
         "adapters saved by the other methods": _saved(trained) - _saved(full),
-        "checkpoints of the largest run at a time (select: best keeps two)": 2
-        * max((4 * job["trainable"] for job in best), default=0),
+        "checkpoints of the largest run: weights and moments, three times, and of the best": max(
+            (_checkpoints(config, job) for job in trained), default=0
+        ),
         "logs and results": LOGS * len(runs),
     }
     return [{"what": what, "bytes": int(size)} for what, size in rows.items() if size]
 
 
-def _best(config: Config, job: Entry) -> bool:
-    return bool(config["recipes"][job["recipe"]]["select"] == "best")
+def _checkpoints(config: Config, job: Entry) -> int:
+    """Most bytes of a run's checkpoints at a time: fp32 weights and AdamW's two moments in each."""
+    if job["recipe"] == "none":
+        return 0
+    names = {kind: job[kind] for kind in ("model", "task", "method")}
+    best = pick(config["recipes"][job["recipe"]], **names)["select"] == "best"
+    return int(3 * 4 * job["trainable"] * (4 if best else 3))
 
 
 def _saved(jobs: list[Entry]) -> int:

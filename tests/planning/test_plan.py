@@ -68,6 +68,9 @@ def test_the_totals_are_the_sums(plan: dict[str, Any]) -> None:
     saved = {entry["what"]: entry["bytes"] for entry in plan["disk"]}
     full = 4e9 * (80 * (0.125 + 0.355) + 6 * (0.223 + 0.738) + 6 * (6.74 + 13.0))
     assert saved["models saved by full fine-tuning"] == pytest.approx(full)
+    # LLaMA-13B's weights and two moments, which select: last keeps twice and writes once more
+    (kept,) = (size for what, size in saved.items() if what.startswith("checkpoints"))
+    assert kept == pytest.approx(3 * 12 * 13.0e9, rel=0.01)
 
 
 def test_a_filter_needs_less(paper: Config) -> None:

@@ -4,6 +4,8 @@ lorasp doctor                               one page: the machine, and every sca
 lorasp doctor --config config/paper.yaml    one scale; exit code 1 where something is missing
 """
 
+import contextlib
+import os
 import shutil
 import urllib.error
 import urllib.request
@@ -22,18 +24,28 @@ COMPUTES = {"train", "evaluate", "profile"}
 def examine(config: Config, jobs: list[dict[str, Any]] | None = None) -> list[Finding]:
     """One finding a requirement: {what, found, met, mend}. Takes seconds and changes nothing.
 
-    A device is asked for where a job computes on it, the hub where something of it is still to be
-    fetched. `jobs` are those to run, each a dictionary with its stage and its names: by default all
-    of the scale. `mend` is the command, or the step, that helps where it is not met.
+    The disk is asked for where all that is left of the scale is to be trained, a device where a job
+    computes on it, the hub where something of it is still to be fetched. `jobs` are those to run,
+    each a dictionary with its stage and its names: by default all of the scale. `mend` is the
+    command, or the step, that helps where it is not met.
     """
     requires = config["requires"]
     stages = COMPUTES if jobs is None else {job["stage"] for job in jobs}
-    findings = [_disk(config["data_dir"], requires["disk_gib"])]
+    findings = []
+    if jobs is None or _trains_the_rest(config, jobs):
+        findings.append(_disk(config))
     if requires["cuda"] and stages & COMPUTES:
         findings.append(_cuda(config["scale"]))
     if requires["hub"] and (unprepared(config, "hub") if jobs is None else _fetched(config, jobs)):
         findings.append(_hub())
     return findings
+
+
+def _trains_the_rest(config: Config, jobs: list[dict[str, Any]]) -> bool:
+    """Whether no run of the scale stays untrained after these jobs, some of which train."""
+    asked = sum(job["stage"] == "train" for job in jobs)
+    left = sum(not (run.folder / "train.json").exists() for run in cells(config))
+    return asked >= left > 0
 
 
 def unprepared(config: Config, kind: str) -> list[dict[str, Any]]:
@@ -72,18 +84,30 @@ def refusal(config: Config, findings: list[Finding]) -> str | None:
     )
 
 
-def _disk(data_dir: str, needed: float) -> Finding:
+def _disk(config: Config) -> Finding:
+    data_dir, needed = config["data_dir"], config["requires"]["disk_gib"]
     folder = Path(data_dir)
     while not folder.exists():
         folder = folder.parent if folder != folder.parent else Path(".")
-    used = sum(file.stat().st_size for file in Path(data_dir).rglob("*") if file.is_file())
-    free = (shutil.disk_usage(folder).free + used) / GIB  # a resumed run has its share already
+    # a resumed run has its share already
+    used = _bytes(data_dir) + _bytes(f"results/{config['scale']}")
+    free = (shutil.disk_usage(folder).free + used) / GIB
     return {
         "what": f"{needed:g} GiB of free disk under {data_dir}",
-        "found": f"{free:.0f} GiB, with what lies there",
+        "found": f"{free:.0f} GiB, with what lies there and in results",
         "met": free >= needed,
         "mend": f"free some, or let {data_dir} lie elsewhere: ln -s /a/bigger/disk {data_dir}",
     }
+
+
+def _bytes(folder: str) -> int:
+    """Bytes of the files below a folder, in which others may be at work."""
+    size = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                size += os.stat(os.path.join(place, name)).st_size
+    return size
 
 
 def _cuda(scale: str) -> Finding:

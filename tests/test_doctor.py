@@ -16,7 +16,7 @@ import torch
 from huggingface_hub import constants
 
 from lorasp import cli, doctor, machine, survey
-from lorasp.config import load_config
+from lorasp.config import cells, load_config
 from lorasp.doctor import examine
 
 ROOT = Path(__file__).parents[1]
@@ -48,7 +48,7 @@ def missing(config: dict[str, Any]) -> list[str]:
 def test_a_machine_that_has_it_all(paper: dict[str, Any]) -> None:
     found = {finding["what"]: finding["found"] for finding in examine(paper)}
     assert found == {
-        "1200 GiB of free disk under data": "1300 GiB, with what lies there",
+        "1200 GiB of free disk under data": "1300 GiB, with what lies there and in results",
         "a CUDA device": "GPU 0, GPU 1",
         f"the Hugging Face hub at {constants.ENDPOINT}": "it answers",
     }
@@ -85,8 +85,30 @@ def test_a_disk_that_is_too_small(paper: dict[str, Any]) -> None:
     paper["requires"]["disk_gib"] = 1301
     paper["data_dir"] = "data/not/yet/there"
     assert missing(paper) == [
-        "1301 GiB of free disk under data/not/yet/there: 1300 GiB, with what lies there"
+        "1301 GiB of free disk under data/not/yet/there: "
+        "1300 GiB, with what lies there and in results"
     ]
+
+
+def test_the_disk_is_asked_for_where_the_rest_of_the_scale_is_trained(
+    paper: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not for a data set or a filter; and what a stopped run left is its own share already."""
+    monkeypatch.chdir(tmp_path)
+    paper["requires"]["disk_gib"] = 1301
+    runs = cells(paper)
+    jobs = [{"stage": "train", **vars(run)} for run in runs]
+    disk = "GiB of free disk"
+    assert any(disk in line for line in (f["what"] for f in examine(paper, jobs)))
+    assert not any(disk in finding["what"] for finding in examine(paper, jobs[:-1]))
+    assert not any(disk in finding["what"] for finding in examine(paper, [{"stage": "evaluate"}]))
+    (runs[-1].folder / "adapter").mkdir(parents=True)
+    (runs[-1].folder / "train.json").touch()
+    weights = runs[-1].folder / "adapter" / "model.safetensors"
+    with weights.open("wb") as file:
+        file.truncate(GIB)  # a hole, which takes no room
+    (finding,) = (f for f in examine(paper, jobs[:-1]) if disk in f["what"])
+    assert finding["met"] and finding["found"].startswith("1301 GiB")
 
 
 def test_the_hub_switched_off(paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

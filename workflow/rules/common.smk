@@ -242,6 +242,12 @@ def planned(stage, resource):
     return of_job
 
 
+def train_threads(wildcards):
+    # a run on several GPUs has a process for each, with threads of its own
+    asked = lookup.resources(PLAN, {"gpu": GPUS}, stage="train", **dict(wildcards))
+    return THREADS * max(1, asked["gpu"])
+
+
 def plan_needs(wildcards):
     # the sizes of these models are known to nobody before they are here
     only = str(config.get("only", ""))

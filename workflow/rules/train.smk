@@ -14,7 +14,7 @@ rule train:
         f"{RUN}/train.tsv"
     conda:
         "../../envs/train.yaml"
-    threads: THREADS
+    threads: train_threads
     resources:
         gpu=planned("train", "gpu"),
         mem_mb=planned("train", "mem_mb"),

@@ -43,9 +43,11 @@ if CONFIG["scale"] != SCALE:
 THREADS = CONFIG["runtime"]["threads"]
 GPUS = 1 if CONFIG["runtime"]["device"] == "cuda" else 0
 # Snakemake counts GPUs only against a limit: on one machine those that are here, or that --resources
-# gpu=N allows; a cluster knows its own. Which ones a job gets, it settles itself when it starts.
-if workflow.is_main_process and workflow.local_exec and "gpu" not in workflow.global_resources:
-    workflow.register_resource("gpu", gpus.count() or 1)
+# gpu=N allows; a cluster, for which --jobs counts nodes, knows its own. Which ones a job gets, it
+# settles itself when it starts.
+on_cluster = workflow.global_resources["_nodes"].value is not None
+if not on_cluster and gpus.count() and "gpu" not in workflow.global_resources:
+    workflow.register_resource("gpu", gpus.count())
 DATA = data_folder(CONFIG)
 RESULTS = f"results/{SCALE}"
 RUN = f"{RESULTS}/{{model}}/{{task}}/{{method}}/{{recipe}}/seed-{{seed}}"
@@ -93,7 +95,10 @@ onstart:
         if not Path(CONTAINER).exists():
             sentence = f"there is no {CONTAINER}, and nothing was started: make container sif"
     if workflow.is_main_process and not sentence:
-        most = workflow.global_resources["gpu"].value if workflow.local_exec else None
+        limit = (
+            workflow.global_resources["gpu"].value if "gpu" in workflow.global_resources else 0
+        )
+        most = limit if workflow.local_exec else None
         sentence = lookup.prepare(CONFIG_FILE, CONFIG, config.get("gpu"), needed, most)
     if sentence:
         raise WorkflowError(sentence)

@@ -43,7 +43,8 @@ def devices() -> list[str]:
     names = [name.strip() for name in chosen.split(",") if name.strip()]
     if "-1" in names:  # CUDA sees none from there on
         names = names[: names.index("-1")]
-    return [_known(name, found) for name in names] if found else names
+    known = [_known(name, found) for name in names] if found else names
+    return list(dict.fromkeys(known))  # a job cannot have one twice
 
 
 def _known(name: str, found: dict[str, list[str]]) -> str:
@@ -98,16 +99,19 @@ def claim(wanted: int) -> Iterator[list[str]]:
     Waits, with a line on stderr, while others of this user hold them. Processes forked in the block
     hold them too; the kernel lets go when the last one has ended, however it ended. Devices that a
     scheduler assigned are left as it assigned them. Must be entered before CUDA starts. Raises
-    UsageError where the machine has fewer.
+    UsageError where the machine has fewer; of MIG slices CUDA shows a process one, so that a job
+    on several devices needs whole GPUs.
     """
-    usable = devices()
-    assigned = any(name in os.environ for name in SCHEDULERS) and len(usable) <= wanted
-    if assigned or not usable:  # where there is no GPU at all, torch says so
+    here = devices()
+    usable = here if wanted == 1 else [name for name in here if not name.startswith("MIG-")]
+    assigned = any(name in os.environ for name in SCHEDULERS) and len(usable) == wanted
+    if assigned or not here:  # where there is no GPU at all, torch says so
         yield usable
         return
     if len(usable) < wanted:
         raise UsageError(
-            f"{wanted} GPUs are asked for and {len(usable)} may be used here: {', '.join(usable)}"
+            f"{wanted} whole GPUs are asked for and {len(usable)} may be used here; "
+            f"there are {', '.join(here)}"
         )
     with contextlib.ExitStack() as held:
         names = _take(usable, wanted, held)

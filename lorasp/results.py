@@ -55,12 +55,23 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary = Path(name)
         yield temporary
         temporary.chmod(0o644)  # mkstemp makes it private; results are for everybody
+        with temporary.open() as file:
+            os.fsync(file.fileno())  # or a machine that goes down could leave an empty result
         temporary.replace(path)
     except OSError as error:
         raise WorkError(f"cannot write {path}: {error.strerror or error}") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def forget_results(folder: Path) -> None:
+    """Remove what was said of a run that is to be replaced, so that no file speaks of another.
+
+    The later result goes first: whoever reads between finds no score without its training.
+    """
+    for name in ("metrics.json", "train.json"):
+        (folder / name).unlink(missing_ok=True)
 
 
 @functools.cache

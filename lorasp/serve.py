@@ -198,7 +198,10 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
     for _, _, content in ancillary:
         descriptors.frombytes(content)
     while not message.endswith(b"\n"):
-        message += connection.recv(1 << 16)
+        part = connection.recv(1 << 16)
+        if not part:
+            os._exit(1)  # the caller has gone
+        message += part
     return json.loads(message), list(descriptors)
 
 

@@ -33,6 +33,7 @@ def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ("2,0", ["GPU-c", "GPU-a"]),
         ("GPU-d", ["GPU-d"]),
         ("1,-1,2", ["GPU-b"]),
+        ("0,GPU-a,1", ["GPU-a", "GPU-b"]),
     ],
 )
 def test_devices_that_may_be_used(
@@ -77,9 +78,27 @@ def test_a_claim_names_its_devices_to_cuda(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_more_than_there_are() -> None:
     with pytest.raises(
-        UsageError, match="5 GPUs are asked for and 4 may be used here: GPU-a, GPU-b"
+        UsageError,
+        match="5 whole GPUs are asked for and 4 may be used here; there are GPU-a, GPU-b",
     ):
         gpus.claim(5).__enter__()
+
+
+def test_a_scheduler_that_assigned_too_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "1")
+    monkeypatch.setenv(gpus.VISIBLE, "0,1")
+    with pytest.raises(UsageError, match="3 whole GPUs are asked for and 2 may be used here"):
+        gpus.claim(3).__enter__()
+
+
+def test_slices_make_no_job_on_several_devices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA shows a process one slice."""
+    cut = {"GPU-a": ["MIG-1", "MIG-2"], "GPU-b": ["GPU-b"]}
+    monkeypatch.setattr(gpus, "_found", lambda: cut)
+    with gpus.claim(1) as names:
+        assert names == ["MIG-1"]
+    with pytest.raises(UsageError, match="2 whole GPUs are asked for and 1 may be used here"):
+        gpus.claim(2).__enter__()
 
 
 HOLD = """

@@ -3,12 +3,15 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
+
+from lorasp import serve
 
 ROOT = Path(__file__).parents[1]
 # What both programs share: a server that imports torch alone, and jobs that say what they are.
@@ -212,6 +215,19 @@ pathlib.Path("enough").touch()
 print(patient.wait(60), pathlib.Path("cleaned").exists())
 """)
     assert done.stdout.splitlines() == ["None", "143 True"], done.stderr
+
+
+def test_a_caller_that_dies_while_it_asks(tmp_path: Path) -> None:
+    """Its job ends: half a request is followed by nothing."""
+    ours, theirs = socket.socketpair()
+    if (job := os.fork()) == 0:
+        ours.close()
+        serve._receive(theirs)
+        os._exit(0)
+    theirs.close()
+    ours.sendall(b'{"arguments": ')
+    ours.close()
+    assert os.waitstatus_to_exitcode(os.waitpid(job, 0)[1]) == 1
 
 
 def test_the_server_ends_with_a_killed_parent(scripts: Path) -> None:

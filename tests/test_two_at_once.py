@@ -20,7 +20,7 @@ from lorasp.data.folders import alone, building, forget_damaged
 from lorasp.data.load import check_folder
 from lorasp.locks import exclusively, holder, take
 from lorasp.report.collect import _read_files
-from lorasp.results import write_json
+from lorasp.results import forget_results, write_json
 
 PROCESSES = multiprocessing.get_context("fork")
 SECONDS = 1.0
@@ -170,9 +170,7 @@ def test_a_report_finds_both_files_of_one_training(
 
     def train() -> None:
         number = next(count)
-        # as lorasp.training.train replaces a run
-        for name in ("metrics.json", "train.json"):
-            (run / name).unlink(missing_ok=True)
+        forget_results(run)
         write_json(run / "train.json", result("train", number), "train")
         write_json(run / "metrics.json", result("metrics", number), "metrics")
 

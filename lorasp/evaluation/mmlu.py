@@ -1,6 +1,7 @@
 """MMLU, 5-shot, by lm-eval's own tasks: its prompts, its scoring, its standard errors."""
 
 import logging
+import math
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,11 @@ def evaluate(
     found = score(lm, tasks)
     subjects = {subject: _accuracy(found[task.task_name]) for subject, task in tasks.items()}
     whole = _accuracy(found["mmlu"])
+    if not all(map(_is_finite, tasks.values())):
+        # the largest of NaN is an answer like any other: a diverged run must not get a score
+        nothing: dict[str, Any] = {"value": None, "stderr": None}
+        subjects = {subject: values | nothing for subject, values in subjects.items()}
+        whole |= nothing | {"note": "the model's outputs are not finite"}
     split = resolved["task"]["evaluate"][0]
     size = whole.pop("n")
     return {"splits": {split: {"n": size, "metrics": {"accuracy": whole}}}, "subjects": subjects}
@@ -135,6 +141,11 @@ def _stock() -> dict[str, dict[str, Any]]:
     """lm-eval's own configurations by task name; indexing all its tasks would take 10 s."""
     index = TaskManager(include_defaults=False, include_path=STOCK).task_index
     return {name: dict(entry.cfg) for name, entry in index.items() if entry.cfg}
+
+
+def _is_finite(task: ConfigurableTask) -> bool:
+    """Whether all log-likelihoods of a task that was run are numbers."""
+    return all(math.isfinite(likelihood) for one in task.instances for likelihood, _ in one.resps)
 
 
 def _accuracy(found: dict[str, Any]) -> dict[str, Any]:

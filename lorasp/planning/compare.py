@@ -44,11 +44,12 @@ def estimates(config: Config, root: Path | None = None) -> list[Row]:
 
 def _as_planned(job: Row, device: str, run: Row) -> bool:
     """Whether a run had the device and the micro-batch of its planned job."""
-    recipe, gpus = run["config"]["recipe"], run["provenance"]["machine"]["gpus"]
-    micro = recipe.get("micro_batch_size", recipe.get("batch_size"))
+    micro, gpus = run["micro_batch"], run["provenance"]["machine"]["gpus"]
     on_cpu = run["config"]["runtime"]["device"] == "cpu"
     used = "cpu" if on_cpu else match(gpus[0]) or gpus[0]
-    return bool(used == device and micro == job["micro_batch"] and job["gpus"] <= 1)
+    same = used == device and micro["used"] == job["micro_batch"] and job["gpus"] <= 1
+    # where memory ran out on the way, part of the run was done twice
+    return bool(same and not micro["halved"])
 
 
 def _compared(job: Row, runs: list[Row]) -> Row:

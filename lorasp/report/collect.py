@@ -90,10 +90,11 @@ def _read_run(
     if train:
         seconds += train["wall_seconds"]
         status = DIVERGED if train["status"] == "diverged" else TRAINED
-        run |= {"status": status, "train_seconds": train["wall_seconds"], "steps": train["steps"]}
+        run |= {"train_seconds": train["wall_seconds"], "steps": train["steps"]}
         run |= {"started": train["started"]}
         run |= {key: train[key] for key in ("peak_memory_bytes", "adapter_bytes", "final_loss")}
         run |= train["parameters"] | _origin(train, resolved, "train")
+        run["status"] = status if run["same_config"] else OUTDATED
         losses = [names | point for point in train["loss"]]
     if metrics:
         headline = metrics["headline"]

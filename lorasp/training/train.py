@@ -29,7 +29,7 @@ from lorasp.metrics import classification_metrics, regression_metrics
 from lorasp.models import attention_of, load_model, load_tokenizer
 from lorasp.processes import Again
 from lorasp.recompute import recompute_activations
-from lorasp.results import provenance, write_json
+from lorasp.results import forget_results, provenance, write_json
 from lorasp.training import sharded
 from lorasp.training.callbacks import TERMINATED, Checkpoints, Diverged, Progress, Selection
 from lorasp.training.checkpoints import newest_sound
@@ -164,9 +164,7 @@ def _write_adapter(
         size = save_adapter(model, fresh, state) if status == "finished" else 0
         if status == "finished" and resolved["method"]["family"] == "full":
             tokenizer.save_pretrained(fresh)  # the folder is then a model that can be prepared
-        # what was said of the former adapter goes before it, so that no file speaks of another
-        for name in ("metrics.json", "train.json"):
-            (folder / name).unlink(missing_ok=True)
+        forget_results(folder)  # what was said of the former adapter goes before it
         shutil.rmtree(folder / "adapter", ignore_errors=True)
         fresh.rename(folder / "adapter")
     except OSError as error:

@@ -139,6 +139,23 @@ def test_requests_are_the_published_prompts_and_the_four_letters(benchmark: Path
         ]
 
 
+def test_a_model_whose_outputs_are_no_numbers_has_no_score(
+    config: Config, trained: Callable, benchmark: Path
+) -> None:
+    cell, model = trained("llama-tiny", "alpaca-mmlu", "lora")
+    tokenizer = load_tokenizer(data_folder(config, "models", "llama-tiny"))
+    broken = next(tensor for name, tensor in model.named_parameters() if "lora_B" in name)
+    with torch.no_grad():
+        broken.fill_(float("nan"))
+    found = mmlu.evaluate(resolve(config, cell), model, tokenizer, benchmark, 4)
+    note = "the model's outputs are not finite"
+    assert found["splits"]["mmlu"] == {
+        "n": 12,
+        "metrics": {"accuracy": {"value": None, "stderr": None, "note": note}},
+    }
+    assert {scores["value"] for scores in found["subjects"].values()} == {None}
+
+
 def test_half_precision_is_handed_to_lm_eval(
     config: Config, trained: Callable, benchmark: Path
 ) -> None:

@@ -190,14 +190,19 @@ def test_another_plan_is_seen(path: Path, paper: Config) -> None:
 
 
 def trained(
-    folder: Path, seconds: float, device: str, gpu: str = "NVIDIA H100 80GB HBM3", micro: int = 64
+    folder: Path,
+    seconds: float,
+    device: str,
+    gpu: str = "NVIDIA H100 80GB HBM3",
+    micro: int = 64,
+    halved: tuple[int, ...] = (),
 ) -> None:
     cell = Cell("paper", *(str(JOB[key]) for key in ("model", "task", "method", "recipe")), 0)
     record: dict[str, Any] = {
         "cell": vars(cell),
         "config": {
             "runtime": {"device": device},
-            "recipe": {"batch_size": 64, "micro_batch_size": micro},
+            "recipe": {"batch_size": 64},
         },
         "data": {},
         "provenance": {"machine": {"gpus": [gpu]}},
@@ -217,7 +222,7 @@ def trained(
         "diverged_at": None,
         "processes": 1,
         "attention": "sdpa",
-        "micro_batch": {"asked": 16, "used": 16, "halved": []},
+        "micro_batch": {"asked": 64, "used": micro, "halved": list(halved)},
         "resumed": [],
     }
     write_json(folder / cell.folder / "train.json", record, "train")
@@ -242,18 +247,25 @@ def test_estimate_beside_actual(path: Path, paper: Config, tmp_path: Path, devic
 
 
 @pytest.mark.parametrize(
-    ("device", "gpu", "micro"),
+    ("device", "gpu", "micro", "halved"),
     [
-        ("cpu", "NVIDIA H100 80GB HBM3", 64),
-        ("cuda", "NVIDIA A100-SXM4-80GB", 64),
-        ("cuda", "NVIDIA New", 64),
-        ("cuda", "NVIDIA H100 80GB HBM3", 16),
+        ("cpu", "NVIDIA H100 80GB HBM3", 64, ()),
+        ("cuda", "NVIDIA A100-SXM4-80GB", 64, ()),
+        ("cuda", "NVIDIA New", 64, ()),
+        ("cuda", "NVIDIA H100 80GB HBM3", 16, ()),
+        ("cuda", "NVIDIA H100 80GB HBM3", 64, (3,)),
     ],
 )
 def test_a_run_that_was_not_as_planned_is_not_compared(
-    path: Path, paper: Config, tmp_path: Path, device: str, gpu: str, micro: int
+    path: Path,
+    paper: Config,
+    tmp_path: Path,
+    device: str,
+    gpu: str,
+    micro: int,
+    halved: tuple[int, ...],
 ) -> None:
-    trained(tmp_path, 300.0, device, gpu, micro)
+    trained(tmp_path, 300.0, device, gpu, micro, halved)
     assert estimates(paper, tmp_path) == []
 
 

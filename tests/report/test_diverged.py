@@ -54,6 +54,13 @@ def test_it_has_diverged_before_it_is_evaluated(config: Config) -> None:
     assert list(runs[runs["status"] == "diverged"]["seed"]) == [0]
 
 
+def test_one_of_another_configuration_is_outdated(config: Config) -> None:
+    (diverged(config).folder / "metrics.json").unlink()
+    config["recipes"]["stated"]["learning_rate"] *= 2
+    runs = collect(config).runs
+    assert set(runs[runs["recipe"] == "stated"]["status"]) == {"outdated"}
+
+
 def test_the_report_counts_and_names_it(config: Config) -> None:
     folder = write_report(config).parent
     document = read_json(folder / "results.json", "report")

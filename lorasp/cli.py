@@ -11,7 +11,7 @@ import traceback
 
 from lorasp import gpus, serve
 from lorasp.arguments import parser
-from lorasp.errors import UsageError, WorkError
+from lorasp.errors import UsageError, WorkError, sentence_of
 from lorasp.redaction import redact_logs, redacted
 
 ALONE = ("doctor", "methods", "bench", "rehearse", "serve")  # what no server runs
@@ -42,17 +42,13 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # whoever reads our output has seen enough, as `head` has
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as error:
-        # a full disk, a missing right: the sentence is the system's own, with the file
-        return _fail(
-            1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-        )
+    except KeyboardInterrupt:
+        return 130
     except SystemExit as error:  # argparse: --help, or a usage error that it has already told
         return int(error.code or 0)
     except Exception as error:
-        # safetensors tells a full disk by an exception of its own, torch a full GPU by another
-        if type(error).__name__ in ("SafetensorError", "OutOfMemoryError"):
-            return _fail(1, " ".join(str(error).split()))
+        if (sentence := sentence_of(error)) is not None:
+            return _fail(1, sentence)
         print(redacted(traceback.format_exc()), end="", file=sys.stderr)
         return _fail(1, "this is a defect of lorasp; please report it with the lines above")
 

@@ -9,15 +9,19 @@ import os
 import shutil
 import urllib.error
 import urllib.request
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from lorasp.config import Config, cells, data_folder, resolve_task
 from lorasp.data.folders import MANIFEST
+from lorasp.errors import WorkError
 from lorasp.machine import GIB, cuda_build, gpus
 from lorasp.redaction import redacted
 
 Finding = dict[str, Any]
+DRIVER = "load the driver anew, or restart the machine; see nvidia-smi"
 COMPUTES = {"train", "evaluate", "profile"}
 
 
@@ -85,29 +89,39 @@ def refusal(config: Config, findings: list[Finding]) -> str | None:
 
 
 def _disk(config: Config) -> Finding:
-    data_dir, needed = config["data_dir"], config["requires"]["disk_gib"]
-    folder = Path(data_dir)
-    while not folder.exists():
-        folder = folder.parent if folder != folder.parent else Path(".")
+    """Nearly all of it is taken by checkpoints and models that runs save, so below results."""
+    needed, place = config["requires"]["disk_gib"], Path("results", config["scale"])
+    disk = _disk_of(place)
     # a resumed run has its share already
-    used = _bytes(data_dir) + _bytes(f"results/{config['scale']}")
-    free = (shutil.disk_usage(folder).free + used) / GIB
+    taken = [place] + [folder for folder in [Path(config["data_dir"])] if _disk_of(folder) == disk]
+    free = (shutil.disk_usage(_there(place)).free + _bytes(taken)) / GIB
     return {
-        "what": f"{needed:g} GiB of free disk under {data_dir}",
-        "found": f"{free:.0f} GiB, with what lies there and in results",
+        "what": f"{needed:g} GiB of free disk under results",
+        "found": f"{free:.0f} GiB, with what lies there already",
         "met": free >= needed,
-        "mend": f"free some, or let {data_dir} lie elsewhere: ln -s /a/bigger/disk {data_dir}",
+        "mend": "free some, or let results lie elsewhere: ln -s /a/bigger/disk results",
     }
 
 
-def _bytes(folder: str) -> int:
-    """Bytes of the files below a folder, in which others may be at work."""
-    size = 0
-    for place, _, names in os.walk(folder):
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                size += os.stat(os.path.join(place, name)).st_size
-    return size
+def _there(folder: Path) -> Path:
+    """The folder, or the nearest one above it that exists."""
+    return next(place for place in (folder, *folder.parents) if place.exists())
+
+
+def _disk_of(folder: Path) -> int:
+    return _there(folder).stat().st_dev
+
+
+def _bytes(folders: list[Path]) -> int:
+    """Bytes of the files below folders in which others may be at work, each counted once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for folder in folders:
+        for place, _, names in os.walk(folder):
+            for name in names:
+                with contextlib.suppress(FileNotFoundError):
+                    found = os.stat(os.path.join(place, name))
+                    sizes[found.st_dev, found.st_ino] = found.st_size
+    return sum(sizes.values())
 
 
 def _cuda(scale: str) -> Finding:
@@ -118,7 +132,10 @@ def _cuda(scale: str) -> Finding:
         "mend": f"run it where there are GPUs: lorasp plan --scale {scale} --gpu h100-80gb "
         "says how many, and for how long",
     }
-    here = [gpu["name"] for gpu in gpus()]
+    try:
+        here = [gpu["name"] for gpu in gpus()]
+    except WorkError as error:
+        return finding | {"found": str(error), "mend": DRIVER}
     if not here:
         return finding
     if not cuda_build():
@@ -145,8 +162,13 @@ def _hub() -> Finding:
     if HF_HUB_OFFLINE:
         mend = f"unset HF_HUB_OFFLINE, or {finding['mend']}"
         return finding | {"found": "HF_HUB_OFFLINE is set", "met": False, "mend": mend}
+    login, _, host = urlsplit(ENDPOINT).netloc.rpartition("@")
+    address = urlsplit(ENDPOINT)._replace(netloc=host).geturl()
+    request = urllib.request.Request(f"{address}/api/models/google-t5/t5-base")
+    if login:  # urllib would take it for a part of the host's name
+        request.add_header("Authorization", f"Basic {b64encode(login.encode()).decode()}")
     try:
-        urllib.request.urlopen(f"{ENDPOINT}/api/models/google-t5/t5-base", timeout=10).close()
+        urllib.request.urlopen(request, timeout=10).close()
     except urllib.error.HTTPError:
         return finding  # it answers; whether a repository may be read is prepare's to say
     except OSError as error:

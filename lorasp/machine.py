@@ -26,14 +26,23 @@ TOOLS = {
 
 
 def machine(folder: Path = Path()) -> dict[str, Any]:
-    """The facts as a JSON-like dictionary; sizes in bytes, `disk_bytes` free where `folder` is."""
+    """The facts as a JSON-like dictionary; sizes in bytes, `disk_bytes` free where `folder` is.
+
+    `driver` says what is wrong with the GPUs' driver, None where nothing is.
+    """
+    cards, problem = [], None
+    try:
+        cards = gpus()
+    except WorkError as error:
+        problem = str(error)
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": processor(),
         "cores": len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count(),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "disk_bytes": shutil.disk_usage(folder).free,
-        "gpus": gpus(),
+        "gpus": cards,
+        "driver": problem,
         "tools": {
             use: [name for name in names if shutil.which(name)] for use, names in TOOLS.items()
         },

@@ -15,10 +15,13 @@ import traceback
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lorasp.errors import UsageError, WorkError
+from lorasp.errors import UsageError, WorkError, sentence_of
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
-GRACE = 300.0  # seconds that all get to write a checkpoint after SIGTERM
+INTERRUPTED = 128 + signal.SIGINT
+# Seconds that all get to write a checkpoint after SIGTERM: 150 GB take minutes. A scheduler that
+# has less patience kills them itself.
+GRACE = 1800.0
 LOST = 5.0  # seconds that the others get when one has failed: they may wait for it for ever
 LONGEST = 3000  # characters of what went wrong: a pipe takes so much in one piece
 
@@ -36,22 +39,15 @@ class Again(Exception):
 
 
 class Failed(Exception):
-    """A process raised what is no sentence for a user: the name of its type, and the traceback."""
-
-    @property
-    def kind(self) -> str:
-        return str(self.args[0])
-
-    def __str__(self) -> str:
-        return str(self.args[1])
+    """A process raised what is no sentence for a user: its traceback."""
 
 
 def run(size: int, work: Callable[[Place], None]) -> None:
     """Call `work` in `size` processes with their places; return when it has returned in all.
 
     Where it raises in one, all are ended and its UsageError, WorkError or Again is raised here,
-    for anything else Failed. SIGTERM is passed on, and SystemExit raised once they have ended.
-    They also end when this process is killed.
+    for anything else Failed. SIGTERM and Ctrl-C are passed on, and SystemExit raised once they have
+    ended; a second Ctrl-C kills them. They also end when this process is killed.
     """
     reading, writing = os.pipe()
     ranks: dict[int, int] = {}  # by process number
@@ -70,6 +66,9 @@ def run(size: int, work: Callable[[Place], None]) -> None:
         except SystemExit:
             grace = GRACE
             raise
+        except KeyboardInterrupt:
+            grace = GRACE
+            raise SystemExit(INTERRUPTED) from None
         finally:
             _end(ranks, grace)
         message = told.read()
@@ -89,14 +88,17 @@ def _live(place: Place, work: Callable[[Place], None], writing: int) -> None:
         code = 0
     except SystemExit as error:
         code = int(error.code or 0)
+    except KeyboardInterrupt:
+        code = INTERRUPTED
     except Again as error:
         failure = error
     except (UsageError, WorkError) as error:
         failure = type(error)(str(error)[:LONGEST])
-    except OSError as error:
-        failure = WorkError(f"{error.strerror or error}: {error.filename or ''}".rstrip(": "))
     except BaseException as error:
-        failure = Failed(type(error).__name__, traceback.format_exc()[-LONGEST:])
+        sentence = sentence_of(error)
+        failure = (
+            WorkError(sentence[:LONGEST]) if sentence else Failed(traceback.format_exc()[-LONGEST:])
+        )
     if failure is not None:
         os.write(writing, pickle.dumps(failure))
     sys.stdout.flush()
@@ -118,7 +120,7 @@ def _first_failure(ranks: dict[int, int]) -> str | None:
     size = len(ranks)
     while ranks:
         for rank, code in sorted(_ended(ranks), key=lambda ended: ended[1]):
-            if code == TERMINATED:
+            if code in (TERMINATED, INTERRUPTED):
                 raise SystemExit(code)
             if code < 0:
                 hint = "; is the host's memory too small?" if code == -signal.SIGKILL else ""
@@ -136,15 +138,20 @@ def _ended(ranks: dict[int, int]) -> list[tuple[int, int]]:
 
 
 def _end(ranks: dict[int, int], grace: float) -> None:
-    """End those that are left: by SIGTERM, after the grace by SIGKILL."""
-    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a second one must not leave them alone
+    """End those that are left: by SIGTERM, after the grace or another Ctrl-C by SIGKILL."""
+    hurried: list[int] = []
+    before = {  # a second one must not leave them alone
+        signal.SIGTERM: signal.signal(signal.SIGTERM, signal.SIG_IGN),
+        signal.SIGINT: signal.signal(signal.SIGINT, lambda *_: hurried.append(1)),
+    }
     for pid in ranks:
         os.kill(pid, signal.SIGTERM)
     limit = time.monotonic() + grace
     while ranks:
         _ended(ranks)
-        if time.monotonic() > limit:
+        if hurried or time.monotonic() > limit:
             for pid in ranks:
                 os.kill(pid, signal.SIGKILL)
         time.sleep(0.05)
-    signal.signal(signal.SIGTERM, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)

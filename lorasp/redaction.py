@@ -10,7 +10,10 @@ if TYPE_CHECKING:
 
 NAMES = re.compile(r"TOKEN|SECRET|PASSW|CREDENTIAL|API_?KEY|ACCESS_?KEY", re.IGNORECASE)
 LEAST = 6  # characters: a shorter value would be found in words that have nothing to do with it
-LOGIN = re.compile(r"(?<=://)[^/\s@]+(?=@)")  # user:password@ of an address
+# user:password@ of an address, where the password may hold anything: only behind a host that is
+# one by its dots is an @ taken for a part of the path
+LOGIN = re.compile(r"""(?<=://)(?![\w-]+(?:\.[\w-]+)+(?::\d+)?[/?#])(?:[^\s"'<>]+|[^\s/@]+)(?=@)""")
+BASIC = re.compile(r"(?<=\bBasic )(?=\S*[A-Z0-9=])[A-Za-z0-9+/_-]{8,}=*")  # the same, in base64
 HUB_TOKEN = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 
 
@@ -25,7 +28,9 @@ def redacted(text: str) -> str:
     for name, value in sorted(secrets().items(), key=lambda pair: -len(pair[1])):
         if len(value) >= LEAST:
             text = text.replace(value, f"<{name}>")
-    return HUB_TOKEN.sub("hf_****", LOGIN.sub("****", text))
+    for pattern, shown in ((LOGIN, "****"), (BASIC, "****"), (HUB_TOKEN, "hf_****")):
+        text = pattern.sub(shown, text)
+    return text
 
 
 @functools.cache

@@ -94,6 +94,9 @@ def first_error(value: Any, kind: str) -> str | None:
             return f"{where}: {error.message}; allowed are {allowed}"
         case "pattern" if "description" in error.schema:
             return f"{where}: found {error.instance!r}; allowed is {error.schema['description']}"
+        case "not":
+            meant = error.validator_value.get("description", error.message)
+            return f"{where}: found {error.instance!r}, which is taken: {meant}"
     return f"{where}: {error.message}"
 
 

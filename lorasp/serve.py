@@ -90,13 +90,36 @@ def serve(command: list[str], main: Main) -> int:
         listener.close()
         try:
             theirs = {**os.environ, VARIABLE: address, PREFIX: sys.prefix}
-            return subprocess.run(command, env=theirs).returncode
+            return run_to_its_end(command, theirs)
         except FileNotFoundError:
             print(f"error: there is no command {command[0]!r}", file=sys.stderr)
             return 2
         finally:
             os.kill(server, signal.SIGTERM)
             os.waitpid(server, 0)
+
+
+def run_to_its_end(command: list[str], environment: dict[str, str]) -> int:
+    """Run a command; its exit code. It is awaited whatever ends us.
+
+    SIGTERM goes on to it and to all that it has started: snakemake alone would wait for its jobs,
+    which are to save what they have. Ctrl-C at a terminal reaches them without us.
+    """
+    with subprocess.Popen(command, env=environment) as process:
+        try:
+            return process.wait()
+        except SystemExit:
+            import psutil
+
+            begun = psutil.Process(process.pid)
+            for each in [*begun.children(recursive=True), begun]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    each.terminate()
+            process.wait()
+            raise
+        except KeyboardInterrupt:
+            process.wait()
+            raise
 
 
 def _listen(listener: socket.socket, main: Main) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorasp.config import Config, load_config
 from lorasp.doctor import Finding, examine, unprepared
-from lorasp.errors import UsageError
+from lorasp.errors import UsageError, WorkError
 from lorasp.machine import GIB, index_answer, machine
 from lorasp.planning import devices
 from lorasp.results import read_json
@@ -38,15 +38,27 @@ def survey(gpu: str | None = None) -> dict[str, Any]:
     here = machine()
     device = gpu and devices.listed(gpu)["name"]
     names = {devices.match(found["name"]) or found["name"] for found in here["gpus"]}
-    configs = [load_config(file) for file in files]
-    order = list(COMMANDS)
-    scales = [config for config in configs if "simulate" not in config]
-    scales.sort(key=lambda config: (*(order.index(n) for n in order if n == config["scale"]), 9))
+    kind = device or (sorted(names) or [None])[0]
+    order = [f"config/{scale}.yaml" for scale in COMMANDS]
+    files.sort(key=lambda file: (*(order.index(name) for name in order if name == str(file)), 9))
+    scales = [_of_file(file, kind) for file in files]
     return {
         "machine": here,
         "findings": _own(here),
-        "scales": [_scale(config, device or (sorted(names) or [None])[0]) for config in scales],
+        "scales": [scale for scale in scales if scale is not None],
     }
+
+
+def _of_file(file: Path, device: str | None) -> dict[str, Any] | None:
+    """What a configuration lacks here, a mistake in it too; None where it trains nothing."""
+    try:
+        config = load_config(file)
+    except UsageError as error:
+        finding = {"what": "a configuration", "found": str(error), "met": False}
+        broken = {"scale": file.stem, "command": f"snakemake --config scale={file.stem}"}
+        broken |= {"about": "a configuration of your own", "runs": False, "plan": None, "fit": []}
+        return broken | {"findings": [finding | {"mend": f"correct {file}"}]}
+    return None if "simulate" in config else _scale(config, device)
 
 
 def _own(here: dict[str, Any]) -> list[Finding]:
@@ -103,8 +115,11 @@ def _fit(config: Config, device: str | None) -> dict[str, Any]:
     path = Path("results", config["scale"], "plan.json")
     kind = device or "h100-80gb"
     made = f"lorasp plan --scale {config['scale']} --gpu {kind} --out {path}"
-    plan = read_json(path, "plan") if path.exists() else None
-    if plan is None or device not in (None, plan["gpu"]["name"]):
+    try:
+        plan = read_json(path, "plan")
+    except WorkError:  # none, or one of another version
+        return {"plan": made, "fit": []}
+    if device not in (None, plan["gpu"]["name"]):
         return {"plan": made, "fit": []}
     jobs = [job for job in plan["jobs"] if job["stage"] == "train"]
     lines = []
@@ -140,7 +155,7 @@ def _lines(found: dict[str, Any]) -> Iterator[str]:
         "processor": f"{here['cpu']}, {here['cores']} cores",
         "memory": f"{here['memory_bytes'] / GIB:.0f} GiB",
         "disk": f"{here['disk_bytes'] / GIB:.0f} GiB free here",
-        "GPUs": "; ".join(cards) or "none: no NVIDIA driver answers",
+        "GPUs": "; ".join(cards) or here["driver"] or "none: no NVIDIA driver answers",
         **{use: ", ".join(names) or "none" for use, names in here["tools"].items()},
         "hub token": "there is one"
         if here["hub_token"]

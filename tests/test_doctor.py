@@ -18,6 +18,7 @@ from huggingface_hub import constants
 from lorasp import cli, doctor, machine, survey
 from lorasp.config import cells, load_config
 from lorasp.doctor import examine
+from lorasp.errors import WorkError
 
 ROOT = Path(__file__).parents[1]
 GIB = 2**30
@@ -48,7 +49,7 @@ def missing(config: dict[str, Any]) -> list[str]:
 def test_a_machine_that_has_it_all(paper: dict[str, Any]) -> None:
     found = {finding["what"]: finding["found"] for finding in examine(paper)}
     assert found == {
-        "1200 GiB of free disk under data": "1300 GiB, with what lies there and in results",
+        "1200 GiB of free disk under results": "1300 GiB, with what lies there already",
         "a CUDA device": "GPU 0, GPU 1",
         f"the Hugging Face hub at {constants.ENDPOINT}": "it answers",
     }
@@ -85,8 +86,7 @@ def test_a_disk_that_is_too_small(paper: dict[str, Any]) -> None:
     paper["requires"]["disk_gib"] = 1301
     paper["data_dir"] = "data/not/yet/there"
     assert missing(paper) == [
-        "1301 GiB of free disk under data/not/yet/there: "
-        "1300 GiB, with what lies there and in results"
+        "1301 GiB of free disk under results: 1300 GiB, with what lies there already"
     ]
 
 
@@ -107,8 +107,60 @@ def test_the_disk_is_asked_for_where_the_rest_of_the_scale_is_trained(
     weights = runs[-1].folder / "adapter" / "model.safetensors"
     with weights.open("wb") as file:
         file.truncate(GIB)  # a hole, which takes no room
+    (tmp_path / "data").mkdir()
+    os.link(weights, tmp_path / "data" / "again")  # as a download and the model made of it
     (finding,) = (f for f in examine(paper, jobs[:-1]) if disk in f["what"])
     assert finding["met"] and finding["found"].startswith("1301 GiB")
+
+
+def test_the_disk_is_that_of_the_results(
+    paper: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not that of the data, where they lie elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "file").write_bytes(b"x" * 2**20)
+    (tmp_path / "data").symlink_to("large")
+    (tmp_path / "results").mkdir()
+    usage = namedtuple("usage", "total used free")
+    asked = []
+    monkeypatch.setattr(
+        shutil, "disk_usage", lambda folder: (asked.append(folder), usage(0, 0, 0))[1]
+    )
+    monkeypatch.setattr(doctor, "_disk_of", lambda folder: "data" in folder.parts)
+    (finding,) = (f for f in examine(paper) if "disk" in f["what"])
+    assert asked == [Path("results")] and finding["found"].startswith("0 GiB")
+
+
+def test_a_driver_that_does_not_answer(
+    paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> list[Any]:
+        raise WorkError("the NVIDIA driver does not answer: version mismatch")
+
+    monkeypatch.setattr(doctor, "gpus", broken)
+    (finding,) = (finding for finding in examine(paper) if not finding["met"])
+    assert "version mismatch" in finding["found"] and "restart" in finding["mend"]
+    monkeypatch.setattr(machine, "gpus", broken)
+    here = machine.machine()
+    assert here["gpus"] == [] and "version mismatch" in here["driver"]
+
+
+def test_a_login_in_the_address_of_the_hub(
+    paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def opened(request: Any, timeout: float) -> Any:
+        seen.append((request.full_url, request.get_header("Authorization")))
+        raise doctor.urllib.error.HTTPError(request.full_url, 401, "", None, None)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(doctor.urllib.request, "urlopen", opened)
+    monkeypatch.setattr(constants, "ENDPOINT", "http://me:secret@hub.example")
+    assert missing(paper) == []
+    assert seen == [
+        ("http://hub.example/api/models/google-t5/t5-base", "Basic bWU6c2VjcmV0"),
+    ]
 
 
 def test_the_hub_switched_off(paper: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +203,7 @@ def test_smoke_needs_neither(paper: dict[str, Any], monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(doctor.urllib.request, "urlopen", reached)
     config = load_config(ROOT / "config" / "smoke.yaml")
-    assert [finding["what"] for finding in examine(config)] == ["1 GiB of free disk under data"]
+    assert [finding["what"] for finding in examine(config)] == ["1 GiB of free disk under results"]
 
 
 def prepare_all(config: dict[str, Any], but: str = "") -> None:
@@ -271,7 +323,7 @@ def test_what_is_missing_stands_beside_what_mends_it(
     shown = page(capsys)
     for what, mend in {
         "requirements.lock pins: peft missing (0.21.2)": "make .venv",
-        "1 GiB of free disk under data: 0 GiB": "ln -s /a/bigger/disk data",
+        "1 GiB of free disk under results: 0 GiB": "ln -s /a/bigger/disk results",
         "a CUDA device: no NVIDIA driver": "lorasp plan --scale paper --gpu h100-80gb",
         "the package index, for 9 packages: Could not find": "pip config list",
         "HF_HUB_OFFLINE is set": "unset HF_HUB_OFFLINE, or prepare on a machine that reaches",

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,24 @@ elif verb == "get":
     ended = code.exists() and code.read_text().strip()
     print(name, {{"": "", "0": "Complete"}}.get(ended or "", "Failed"))
 """
+
+
+def test_a_pod_passes_sigterm_on_and_waits(tmp_path: Path) -> None:
+    job = tmp_path / "job"
+    job.write_text(
+        "trap 'sleep 0.5; echo saved > saved; exit 7' TERM\ntouch begun\n"
+        "for _ in $(seq 600); do sleep 0.1; done\n"
+    )
+    script = ROOT / "workflow/profiles/kubernetes/pod"
+    # a group of its own, as a container has
+    pod = subprocess.Popen([script, job], cwd=tmp_path, start_new_session=True)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    pod.terminate()
+    assert pod.wait(60) == 7
+    assert (tmp_path / "saved").read_text() == "saved\n"
+    job.write_text("exit 3")
+    assert subprocess.run([script, job], cwd=tmp_path).returncode == 3
 
 
 @pytest.mark.parametrize("name", PROFILES)

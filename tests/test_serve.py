@@ -217,6 +217,26 @@ print(patient.wait(60), pathlib.Path("cleaned").exists())
     assert done.stdout.splitlines() == ["None", "143 True"], done.stderr
 
 
+def test_sigterm_reaches_all_that_the_command_has_started(tmp_path: Path) -> None:
+    """As in a container that is stopped: snakemake itself would wait for its jobs."""
+    job = "import signal, sys, time, pathlib; " + (
+        "signal.signal(signal.SIGTERM, lambda *_: (pathlib.Path('saved').touch(), sys.exit(143))); "
+        "pathlib.Path('begun').touch(); time.sleep(60)"
+    )
+    command = f"trap '' TERM; {sys.executable} -c \"{job}\"; echo $? > code"
+    main = "import signal, sys; from lorasp.serve import run_to_its_end; " + (
+        "signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)); "
+        "run_to_its_end(['bash', '-c', sys.argv[1]], None)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", main, command], cwd=tmp_path)
+    while not (tmp_path / "begun").exists():
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(60) == 143
+    assert (tmp_path / "saved").exists()
+    assert (tmp_path / "code").read_text() == "143\n"
+
+
 def test_a_caller_that_dies_while_it_asks(tmp_path: Path) -> None:
     """Its job ends: half a request is followed by nothing."""
     ours, theirs = socket.socketpair()

@@ -57,6 +57,8 @@ def test_what_is_no_name_is_refused(kind: str, name: str) -> None:
     [
         ("scale", "artefacts"),
         ("scale", "bench"),
+        ("scale", "rehearsal"),
+        ("scale", "audit.json"),
         ("models", "profile"),
         ("models", "logs"),
         ("datasets", "models"),
@@ -182,3 +184,14 @@ def test_every_shipped_run_has_a_folder_of_its_own_below_results(scale: str) -> 
         parts = cell.folder.parts
         assert parts[:2] == ("results", scale) and len(parts) == 7
         assert not any(part.startswith((".", "-")) or part != part.strip() for part in parts)
+
+
+@pytest.mark.parametrize("folder", ["results", "./config", ".", "./", "lorasp/own", "reports/x"])
+def test_data_do_not_lie_among_the_suites_own_files(folder: str) -> None:
+    assert "which is taken: folders of the suite's own" in refused(data_dir=folder)
+
+
+def test_data_may_lie_beside_them() -> None:
+    path = Path("config", "own.yaml")
+    path.write_text(yaml.safe_dump({"extends": "smoke.yaml", "data_dir": "./results-data/x"}))
+    assert load_config(path)["data_dir"] == "./results-data/x"

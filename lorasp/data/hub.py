@@ -15,17 +15,19 @@ from lorasp.results import parse_yaml
 
 Source = dict[str, Any]
 CARD = "README.md"
+NO_CARD = "{} has a head that is no card of a data set:"
 # {split}-00000-of-00002.parquet, with a hash of the content behind it in older repositories
 SHARD = re.compile(r"(?:.*/)?(?P<split>[^/]+)-\d{5}-of-\d{5}[^/]*\.parquet")
 
 
-def tables(source: Source, layout: str, folder: Path) -> dict[str, Dataset]:
+def tables(source: Source, layout: str, folder: Path, real: bool) -> dict[str, Dataset]:
     """Every split of a data set (`split`), or of each subject of a benchmark (`subject/split`).
 
     What is downloaded stays in `folder`. Parquet files alone are taken: a repository's scripts and
-    archives are never looked at. Raises WorkError where the revision has no such configuration.
+    archives are never looked at. Raises WorkError where the revision has no such configuration, or
+    a stand-in for the hub answers where the data must be `real`.
     """
-    place = fetch(source, "dataset", [CARD], folder)
+    place = fetch(source, "dataset", [CARD], folder, real)
     if layout == "mmlu":
         files = {
             f"{subject}/{split}": paths
@@ -47,7 +49,7 @@ def _files(source: Source, place: Path, config: str | None) -> dict[str, list[st
 
     A card without a list of configurations leaves it to the names of the files.
     """
-    tables = matching(listing(source, "dataset", place), ["*.parquet"])
+    tables = matching(listing(source, "dataset", place), ["**/*.parquet"])
     configs = _configs(place / CARD)
     if not configs and config is None:
         found: dict[str, list[str]] = {}
@@ -65,7 +67,9 @@ def _files(source: Source, place: Path, config: str | None) -> dict[str, list[st
             )
         found = {
             split: [entry.path for entry in matching(tables, patterns)]
-            for split, patterns in _patterns(configs[name].get("data_files", [])).items()
+            for split, patterns in _patterns(
+                configs[name].get("data_files", []), place / CARD
+            ).items()
         }
     if not found or not all(found.values()):
         raise WorkError(
@@ -75,14 +79,19 @@ def _files(source: Source, place: Path, config: str | None) -> dict[str, list[st
     return found
 
 
-def _patterns(data_files: Any) -> dict[str, list[str]]:
-    """The shell patterns of each split, out of the forms that a card may write them in."""
+def _patterns(data_files: Any, card: Path) -> dict[str, list[str]]:
+    """The patterns of each split, out of the forms that a card may write them in."""
     if not isinstance(data_files, list) or not all(isinstance(part, dict) for part in data_files):
         data_files = [{"split": "train", "path": data_files}]
-    return {
-        part["split"]: part["path"] if isinstance(part["path"], list) else [part["path"]]
-        for part in data_files
-    }
+    found = {}
+    for part in data_files:
+        split, paths = part.get("split"), part.get("path")
+        paths = [paths] if isinstance(paths, str) else paths
+        named = isinstance(split, str) and isinstance(paths, list)
+        if not named or not all(isinstance(path, str) for path in paths):
+            raise WorkError(f"{NO_CARD.format(card)} {part} names no split and its path")
+        found[split] = paths
+    return found
 
 
 def _configs(card: Path) -> dict[str, dict[str, Any]]:
@@ -94,7 +103,7 @@ def _configs(card: Path) -> dict[str, dict[str, Any]]:
         return {entry["config_name"]: entry for entry in listed}
     except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise WorkError(f"{card} has a head that is no card of a data set: {reason}") from error
+        raise WorkError(f"{NO_CARD.format(card)} {reason}") from error
 
 
 def _flat(rows: Dataset) -> Dataset:
@@ -105,14 +114,14 @@ def _flat(rows: Dataset) -> Dataset:
     return rows.rename_columns({name: name.split(".")[-1] for name in rows.column_names})
 
 
-def write_model(place: Path, source: Source, folder: Path) -> None:
+def write_model(place: Path, source: Source, folder: Path, real: bool) -> None:
     """Download a model's configuration, safetensors weights and tokenizer.
 
     The download stays in `folder` and its files are linked: to make the model again costs no second
-    one. Raises WorkError where the revision has no safetensors weights: pickled ones can run code
-    and are not taken.
+    one. Raises WorkError where the revision has no safetensors weights (pickled ones can run code
+    and are not taken), or a stand-in for the hub answers where the model must be `real`.
     """
-    download = fetch(source, "model", local.MODEL_FILES, folder)
+    download = fetch(source, "model", local.MODEL_FILES, folder, real)
     if not any(file for pattern in local.WEIGHTS for file in download.glob(pattern)):
         raise WorkError(
             f"{source['id']} has no safetensors weights at revision {source['revision']}, and "

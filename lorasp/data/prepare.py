@@ -76,7 +76,8 @@ def _tables(config: Config, name: str, entry: dict[str, Any]) -> "dict[str, Data
         case "hub":
             from lorasp.data import hub
 
-            return hub.tables(source, entry.get("layout", "table"), _artefacts(config))
+            real, layout = "no_result" not in config, entry.get("layout", "table")
+            return hub.tables(source, layout, _artefacts(config), real)
         case "pypi":
             from lorasp.data import pypi, readers
 
@@ -161,7 +162,7 @@ def _write_model(config: Config, name: str, source: dict[str, Any], place: Path)
         case "hub":
             from lorasp.data import hub
 
-            hub.write_model(place, source, _artefacts(config))
+            hub.write_model(place, source, _artefacts(config), "no_result" not in config)
         case "pypi":
             from lorasp.data import pypi
 

@@ -2,6 +2,7 @@
 
 import fnmatch
 import io
+import lzma
 import os
 import re
 import stat
@@ -28,6 +29,11 @@ Entry = TypeVar("Entry")
 PAUSES = (2.0, 10.0)
 # Bytes that the wanted files of an archive may unpack to; the largest pinned ones hold 0.3 GB.
 LARGEST = 4 * 2**30
+# What a damaged archive raises; an encrypted or unknown way of packing is a RuntimeError.
+UNREADABLE = (
+    *(zipfile.BadZipFile, tarfile.TarError, EOFError, OSError, RuntimeError),
+    *(zlib.error, lzma.LZMAError),
+)
 
 
 def fetch_all(source: dict[str, Any], folder: Path) -> dict[str, Path]:
@@ -133,7 +139,9 @@ def members(archive: BinaryIO, name: str, pattern: str) -> Iterator[tuple[str, b
                     content = opened_tar.extractfile(member)
                     assert content is not None  # a regular file has content
                     yield path, content.read()
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error) as error:
+    except WorkError:
+        raise
+    except UNREADABLE as error:
         raise WorkError(f"cannot read {name} as an archive: {error}") from error
 
 

@@ -16,6 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import PurePosixPath
 from typing import Any
 
+from lorasp.data.download import STAND_IN
+
 TOKEN = "hf_let_in"  # of an account that has accepted every licence
 STRANGER = "hf_not_let_in"
 LARGE = {
@@ -278,6 +280,7 @@ class _Handler(BaseHTTPRequestHandler):
                 }
             )
         self.send_response(status)
+        self.send_header(STAND_IN, "lorasp")
         for name, value in (headers or {}).items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))

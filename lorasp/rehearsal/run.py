@@ -1,7 +1,6 @@
 """Run a command with the stand-in for the hub at its side: `lorasp rehearse -- snakemake …`."""
 
 import os
-import subprocess
 import sys
 import tempfile
 
@@ -11,8 +10,10 @@ import transformers
 from lorasp.config import Config
 from lorasp.rehearsal.hub import TOKEN, Fault, Hub, serve
 from lorasp.rehearsal.repositories import repositories
+from lorasp.serve import run_to_its_end
 
-SWITCHES = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+# the clients' switches, tokens and caches: each beats HF_HOME
+THEIRS = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TRANSFORMERS_")
 
 
 def weather() -> list[Fault]:
@@ -36,7 +37,7 @@ def rehearse(command: list[str], config: Config) -> int:
         hub.faults += weather()
         print(f"a stand-in for the Hugging Face hub listens at {hub.endpoint}", file=sys.stderr)
         try:
-            return subprocess.run(command, env=environment(hub, home)).returncode
+            return run_to_its_end(command, environment(hub, home))
         except FileNotFoundError:
             print(f"error: there is no command {command[0]!r}", file=sys.stderr)
             return 2
@@ -47,7 +48,7 @@ def rehearse(command: list[str], config: Config) -> int:
 
 def environment(hub: Hub, home: str, token: str = TOKEN) -> dict[str, str]:
     """The environment whose clients ask the stand-in, and keep their cache in `home`."""
-    kept = {key: value for key, value in os.environ.items() if key not in SWITCHES}
+    kept = {key: value for key, value in os.environ.items() if not key.startswith(THEIRS)}
     here = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": home, "HF_TOKEN": token}
     direct = "127.0.0.1,localhost"  # no proxy reaches this machine's own loopback
     return kept | here | {"NO_PROXY": direct, "no_proxy": direct}

@@ -58,12 +58,20 @@ def write_report(config: Config, out: Path | None = None) -> Path:
 
 
 def _publish(written: Path, out: Path) -> None:
-    """Move every file of a finished report to its place, the page last; each move is atomic."""
+    """Move every file of a finished report to its place, the page last; each move is atomic.
+
+    Tables and figures of an earlier report that this one does not have are removed.
+    """
     files = [file for file in written.rglob("*") if file.is_file()]
     for file in sorted(files, key=lambda file: (file.name == "report.html", file)):
         place = out / file.relative_to(written)
         place.parent.mkdir(exist_ok=True)
         file.replace(place)
+    kept = {out / file.relative_to(written) for file in files}
+    for folder in ("tables", "figures"):
+        for place in (out / folder).glob("*"):
+            if place not in kept:
+                place.unlink()
 
 
 def _write_all(config: Config, out: Path) -> None:

@@ -1,6 +1,7 @@
 """What a run does between its steps: LoRA-SP's selection, checkpoints, what a person sees."""
 
 import math
+import signal
 import sys
 import time
 from pathlib import Path
@@ -12,8 +13,6 @@ from transformers import TrainerCallback
 from lorasp.adapters import protect_unselected
 from lorasp.training.checkpoints import is_sealed
 from lorasp.training.trainer import CellTrainer, random_states, set_random_states
-
-TERMINATED = 143  # the exit code of a process that SIGTERM has ended
 
 
 class Selection(TrainerCallback):
@@ -42,6 +41,8 @@ class Selection(TrainerCallback):
 class Checkpoints(TrainerCallback):
     """Takes a checkpoint every so many minutes, when told to stop, and for `select: best`.
 
+    told: the exit code that a signal asks for, or 0.
+
     Args:
         minutes: between two checkpoints.
         every_epoch: whether the end of each epoch needs one, from which the best is chosen.
@@ -53,11 +54,17 @@ class Checkpoints(TrainerCallback):
     ) -> None:
         self.trainer, self.seconds, self.every_epoch = trainer, 60 * minutes, every_epoch
         self.checkpoint = checkpoint
-        self.stopping = False
+        self.told = 0
 
-    def stop(self, *_: Any) -> None:
+    def stop(self, number: int, _: Any) -> None:
         """Have the run end as soon as its state is on the disk; a handler of signals."""
-        self.stopping = True
+        self.told = 128 + number
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # the next Ctrl-C ends it at once
+
+    @property
+    def code(self) -> int:
+        """The exit code to end with after the checkpoint, or 0 to go on."""
+        return self.told
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if self.checkpoint:
@@ -68,12 +75,14 @@ class Checkpoints(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._mark(state)
         over = control.should_training_stop
+        if over and not self.trainer.is_finite():  # no loss is computed with what it has made
+            raise Diverged(state.global_step, "weights became inf or nan")
         due = time.monotonic() - self.saved >= self.seconds and not over
         ends = self.every_epoch and (over or float(state.epoch).is_integer())
-        control.should_save = self.stopping or due or ends
+        control.should_save = bool(self.code) or due or ends
 
     def on_substep_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.stopping:
+        if not self.code:
             return
         # a step can take minutes: what is done of it is dropped
         randomness, loss, tokens = self.marked
@@ -82,11 +91,11 @@ class Checkpoints(TrainerCallback):
         state.num_input_tokens_seen = tokens
         if state.global_step and not is_sealed(self.trainer.checkpoint()):
             self.trainer._save_checkpoint(self.trainer.model, None)
-        raise SystemExit(TERMINATED)
+        raise SystemExit(self.code)
 
     def on_prediction_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.stopping:  # the checkpoint was taken before the evaluation
-            raise SystemExit(TERMINATED)
+        if self.code:  # the checkpoint was taken before the evaluation
+            raise SystemExit(self.code)
 
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_save = False
@@ -96,8 +105,8 @@ class Checkpoints(TrainerCallback):
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.saved = time.monotonic()
-        if self.stopping:
-            raise SystemExit(TERMINATED)
+        if self.code:
+            raise SystemExit(self.code)
 
     def _mark(self, state: Any) -> None:
         loss = self.trainer._tr_loss.detach().clone()
@@ -105,11 +114,11 @@ class Checkpoints(TrainerCallback):
 
 
 class Diverged(Exception):
-    """The loss is no longer a number; it was noticed at `step`."""
+    """The loss or a weight is no longer a number, as `what` says; it was noticed at `step`."""
 
-    def __init__(self, step: int, loss: float) -> None:
+    def __init__(self, step: int, what: str) -> None:
         super().__init__(
-            f"the loss became {loss} at step {step}: this run diverged; "
+            f"{what} at step {step}: this run diverged; "
             "lower its learning_rate or use another precision"
         )
         self.step = step
@@ -145,7 +154,7 @@ class Progress(TrainerCallback):
             return
         self.bar.set_postfix(loss=f"{loss:.4f}", refresh=False)
         if not math.isfinite(loss):
-            raise Diverged(state.global_step, loss)
+            raise Diverged(state.global_step, f"the loss became {loss}")
 
     def close(self) -> None:
         """End the line, so that what is said next has one of its own."""

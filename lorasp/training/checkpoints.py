@@ -7,26 +7,27 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
+from torch.distributed.checkpoint import CheckpointException
 
 from lorasp.errors import WorkError
 from lorasp.results import atomic, sha256_of
 
 NAME = "checkpoint-"  # and the number of steps taken
 MANIFEST = "manifest.json"
+TORCH_WRITER = ("inline_container", "PytorchStreamWriter")
 
 
-def seal(folder: Path, needs: Path | None = None) -> None:
+def seal(folder: Path, needs: Path | None = None, known: dict[str, str] | None = None) -> None:
     """Write the manifest of a checkpoint's files, which makes it complete.
 
-    `needs` is another checkpoint without which this one is of no use: the best one so far.
+    `needs` is another checkpoint without which this one is of no use: the best one so far. `known`
+    has the sha256 of files, by name, that those who wrote them have computed.
     """
-    files = {
-        file.relative_to(folder).as_posix(): sha256_of(file)
-        for file in sorted(folder.rglob("*"))
-        if file.is_file()
-    }
+    files = dict(known or {})
+    for file in sorted(folder.rglob("*")):
+        if file.is_file() and (name := file.relative_to(folder).as_posix()) not in files:
+            files[name] = sha256_of(file)
     manifest = {"files": files, "needs": needs.name if needs else None}
     with atomic(folder / MANIFEST) as temporary:
         temporary.write_text(json.dumps(manifest, indent=1) + "\n")
@@ -102,19 +103,38 @@ def writing(folder: Path) -> Iterator[None]:
     Raises WorkError where the disk refuses.
     """
     try:
-        remove(folder)
-        folder.mkdir(parents=True)
+        with disk_errors(folder):
+            remove(folder)
+            folder.mkdir(parents=True)
+            yield
+    finally:
+        if not is_sealed(folder):
+            remove(folder)
+
+
+@contextmanager
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Raise WorkError where the disk refuses what this block writes of a checkpoint."""
+    try:
         yield
-    except (WorkError, torch.OutOfMemoryError):
-        raise
-    except (OSError, SafetensorError, RuntimeError) as error:
-        # torch tells of a disk that refuses by a RuntimeError about its own bookkeeping
-        reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
+    except (OSError, SafetensorError, RuntimeError, CheckpointException) as error:
+        if (reason := _refusal(error)) is None:
+            raise
         free = shutil.disk_usage(folder.parent).free / 2**20
         raise WorkError(
             f"cannot write {folder} ({reason}; {free:.1f} MiB are free there): make room and start "
             "again, which goes on from the last checkpoint"
         ) from error
-    finally:
-        if not is_sealed(folder):
-            remove(folder)
+
+
+def _refusal(error: BaseException) -> str | None:
+    """What the disk says, in one line, or None where the error is not the disk's."""
+    if isinstance(error, CheckpointException):  # what several processes met, by rank
+        found = (_refusal(one) for one, _ in error.failures.values())
+        return next((reason for reason in found if reason), None)
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    # torch tells of it by a RuntimeError about its own bookkeeping
+    if isinstance(error, SafetensorError) or any(name in str(error) for name in TORCH_WRITER):
+        return " ".join(str(error).split())
+    return None

@@ -31,9 +31,12 @@ from transformers.trainer_utils import SaveStrategy
 
 from lorasp.config import Config
 from lorasp.errors import UsageError
+from lorasp.models import device_of
 from lorasp.processes import Place
+from lorasp.results import sha256_of
+from lorasp.training import checkpoints
 from lorasp.training.callbacks import Checkpoints
-from lorasp.training.trainer import CellTrainer, Order, trained_state
+from lorasp.training.trainer import CellTrainer, Order, all_finite, trained_state
 
 Answer = TypeVar("Answer")
 FLAT = StateDictOptions(flatten_optimizer_state_dict=True)  # by the names of the weights
@@ -52,7 +55,7 @@ def join(place: Place, device: str) -> None:
     os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
     host, port = place.listener.getsockname()
     os.environ |= {"MASTER_ADDR": host, "MASTER_PORT": str(port)}
-    if device == "cuda":
+    if device_of({"runtime": {"device": device}}).type == "cuda":
         torch.cuda.set_device(place.rank)
         if not check_cuda_p2p_ib_support():  # cards that NCCL would wait for in vain
             os.environ |= {"NCCL_P2P_DISABLE": "1", "NCCL_IB_DISABLE": "1"}
@@ -91,6 +94,15 @@ def told(ask: Callable[[], Answer]) -> Answer:
     found: list[Any] = [ask() if is_first() else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]  # type: ignore[no-any-return]
+
+
+def most(number: int) -> int:
+    """The largest of what the processes have; all have to call it."""
+    if not dist.is_initialized():
+        return number
+    found = torch.tensor(number)
+    dist.all_reduce(found, op=dist.ReduceOp.MAX)
+    return int(found)
 
 
 def parts(resolved: Config) -> int:
@@ -222,10 +234,12 @@ class ShardedTrainer(CellTrainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self.mean_loss = self.accelerator.gather(self._tr_loss).mean()
+        self.history.peak_memory_bytes = most(self.history.peak_memory(self.args.device.type))
         if is_first():
             super()._save_checkpoint(model, trial)
         else:
-            super(CellTrainer, self)._save_checkpoint(model, trial)
+            with checkpoints.disk_errors(self.checkpoint()):
+                super(CellTrainer, self)._save_checkpoint(model, trial)
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         dist.barrier()  # the first process has made the folder; the weights follow with the moments
@@ -237,7 +251,14 @@ class ShardedTrainer(CellTrainer):
 
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
-        dist.barrier()  # every part is written, and the first process can seal them
+        # each reads its own part back: the first one alone would take minutes for 150 GB
+        folder = Path(output_dir)
+        mine = [*folder.glob(f"{SHARDS}/__{dist.get_rank()}_*")]
+        own = {file.relative_to(folder).as_posix(): sha256_of(file) for file in mine}
+        found: list[Any] = [None] * size()
+        dist.all_gather_object(found, own)
+        # every part is written by now, and the first process can seal them
+        self.digests = {name: digest for part in found for name, digest in part.items()}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         dcp.load({"weights": self._weights()}, checkpoint_id=Path(resume_from_checkpoint, SHARDS))
@@ -277,6 +298,12 @@ class ShardedTrainer(CellTrainer):
         moments = get_optimizer_state_dict(model, self._adamw(), options=FLAT)
         return {"weights": self._weights(), "moments": moments}
 
+    def is_finite(self) -> bool:
+        model: Any = self.model
+        trained = (weight.detach() for weight in model.parameters() if weight.requires_grad)
+        own = (weight.to_local() if isinstance(weight, DTensor) else weight for weight in trained)
+        return most(int(not all_finite(own))) == 0
+
     def loop_state(self) -> dict[str, Any]:
         # the losses of this process alone are no mean
         return super().loop_state() | {"loss": self.mean_loss}
@@ -286,11 +313,17 @@ class AgreedCheckpoints(Checkpoints):
     """Checkpoints that all processes take after the same step: when the first one's clock says so,
     or when any has been told to stop."""
 
+    agreed = 0  # a signal can come to one of them while they agree: that one is for the next step
+
+    @property
+    def code(self) -> int:
+        return self.agreed
+
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         due = is_first() and time.monotonic() - self.saved >= self.seconds
-        flags = torch.tensor([self.stopping, due], dtype=torch.uint8)
+        flags = torch.tensor([self.told, due], dtype=torch.uint8)
         dist.all_reduce(flags, op=dist.ReduceOp.MAX)
-        self.stopping = bool(flags[0])
+        self.agreed = int(flags[0])
         if not is_first():
             self.saved = -math.inf if flags[1] else math.inf
         super().on_step_end(args, state, control, **kwargs)

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
 from transformers import (
     DataCollatorForSeq2Seq,
     DataCollatorWithPadding,
@@ -24,14 +23,13 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Cell, data_folder, resolve
 from lorasp.data.load import check_folder, load_split
-from lorasp.errors import UsageError, WorkError
-from lorasp.metrics import classification_metrics, regression_metrics
-from lorasp.models import attention_of, load_model, load_tokenizer
+from lorasp.errors import UsageError, WorkError, is_out_of_memory
+from lorasp.models import attention_of, device_of, load_model, load_tokenizer
 from lorasp.processes import Again
 from lorasp.recompute import recompute_activations
 from lorasp.results import forget_results, provenance, write_json
-from lorasp.training import sharded
-from lorasp.training.callbacks import TERMINATED, Checkpoints, Diverged, Progress, Selection
+from lorasp.training import best_epoch, sharded
+from lorasp.training.callbacks import Checkpoints, Diverged, Progress, Selection
 from lorasp.training.checkpoints import newest_sound
 from lorasp.training.history import History, identity, recall
 from lorasp.training.trainer import CellTrainer
@@ -55,8 +53,7 @@ def train_cell(
     overrides: dict[str, Any] | None = None,
     folder: Path | None = None,
     micro_batch: int | None = None,
-    retried: int | None = None,
-    halved: tuple[int, ...] = (),
+    retried: dict[str, Any] | None = None,
 ) -> Path:
     """Train a cell and write `adapter/` and `train.json` into its folder; the path of the latter.
 
@@ -66,12 +63,13 @@ def train_cell(
     and for which entries a dropout of the model takes out.
 
     A run that was interrupted goes on from its last checkpoint in `.checkpoints/`; one whose loss
-    is no longer a number has the status 'diverged' and an empty `adapter/`. Raises UsageError for
-    settings that cannot be trained and WorkError for damaged inputs or a disk that refuses.
+    or weights are no longer numbers has the status 'diverged' and an empty `adapter/`. Raises
+    UsageError for settings that cannot be trained and WorkError for damaged inputs or a disk that
+    refuses.
 
     Where several processes work on it, all call this and the first one writes the files. Again is
-    raised where memory ran out in one: they start once more with the smaller micro-batch as
-    `retried`, and `halved` has the steps in which that happened.
+    raised where memory ran out in one: they start once more, with its argument as `retried`, what
+    the run's history is from then on.
     """
     resolved = resolve(config, cell, overrides)
     if micro_batch and resolved["recipe"]:
@@ -83,13 +81,12 @@ def train_cell(
         "model": check_folder(model_folder)["fingerprint"],
         "tokens": check_folder(token_folder)["fingerprint"],
     }
+    device_of(resolved)  # or there is none, which is told before anything asks CUDA
     torch.set_num_threads(resolved["runtime"]["threads"])
     # Deterministic kernels where there are any; a warning names the ones that are not.
     torch.use_deterministic_algorithms(True, warn_only=True)
     # It also fills new memory with NaN, which only helps to find who reads what was never written.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    if resolved["runtime"]["device"] == "cuda":
-        torch.cuda.reset_peak_memory_stats()
 
     processes = sharded.size()
     asked = _micro_batch(resolved["recipe"], processes) if resolved["recipe"] else None
@@ -97,7 +94,7 @@ def train_cell(
     mine = identity(resolved, data, processes)
     history = sharded.told(lambda: recall(checkpoints, mine, asked))
     if retried:
-        history.micro_batch, history.halved = retried, list(halved)
+        vars(history).update(retried)
     tokenizer = load_tokenizer(model_folder)
     model, outcome = _model(resolved, model_folder), UNTRAINED
     if resolved["method"]["family"] != "base":
@@ -108,6 +105,7 @@ def train_cell(
             model = _model(resolved, model_folder)
         outcome = fitted
 
+    peak = sharded.most(history.peak_memory(resolved["runtime"]["device"]))
     state = sharded.gathered(model) if outcome["status"] == "finished" else None
     if not sharded.is_first():
         return folder / "train.json"
@@ -122,7 +120,7 @@ def train_cell(
             "started": history.started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "wall_seconds": history.seconds(),
-            "peak_memory_bytes": history.peak_memory(resolved["runtime"]["device"]),
+            "peak_memory_bytes": peak,
             "processes": processes,
             "attention": attention_of(model),
             "micro_batch": {"asked": asked, "used": history.micro_batch, "halved": history.halved},
@@ -139,6 +137,8 @@ def train_cell(
 
 def _model(resolved: dict[str, Any], folder: Path) -> torch.nn.Module:
     """The model as it is before its first step, whatever was drawn before."""
+    if resolved["runtime"]["device"] == "cuda":
+        torch.cuda.reset_peak_memory_stats()  # what a try with more at a time took is not its peak
     set_seed(resolved["cell"]["seed"])
     model = apply_method(load_model(resolved, folder, sharded.parts(resolved)), resolved)
     recompute_activations(model, resolved)
@@ -184,14 +184,14 @@ def _fit(
 ) -> dict[str, Any] | None:
     """Train the model in place; what train.json says about the steps taken, None without memory.
 
-    Goes on from the last checkpoint. SIGTERM ends it with one, and the process.
+    Goes on from the last checkpoint. SIGTERM or Ctrl-C ends it with one, and the process.
     """
     task, recipe = resolved["task"], resolved["recipe"]
     training = load_split(token_folder, task["train"])
     steps_an_epoch = math.ceil(len(training) / recipe["batch_size"])
     steps = recipe.get("max_steps", math.ceil(steps_an_epoch * recipe["epochs"]))
     best = recipe["select"] == "best"
-    validation = _selection_rows(task, token_folder) if best else None
+    validation = best_epoch.rows(task, token_folder) if best else None
     several = sharded.size() > 1
     trainer = (sharded.ShardedTrainer if several else CellTrainer)(
         model=model,
@@ -199,7 +199,9 @@ def _fit(
         train_dataset=training,
         eval_dataset=validation,
         data_collator=_collator(tokenizer, model, resolved),
-        compute_metrics=_headline(task) if best and "loss" not in _selection_metric(task) else None,
+        compute_metrics=best_epoch.headline(task)
+        if best and "loss" not in best_epoch.metric(task)
+        else None,
     )
     trainer.causal = resolved["model"]["architecture"] == "causal"
     trainer.model_accepts_loss_kwargs = True  # the loss comes divided by the whole batch
@@ -218,24 +220,32 @@ def _fit(
     for callback in (Selection(model), keeper, progress):
         trainer.add_callback(callback)
     status, diverged_at = "finished", None
-    handler = signal.signal(signal.SIGTERM, keeper.stop)
+    handlers = {
+        number: signal.signal(number, keeper.stop)
+        for number in (signal.SIGTERM, signal.SIGINT)
+        if signal.getsignal(number) != signal.SIG_IGN  # as a shell has it for what is in its back
+    }
     try:
         checkpoint = history.checkpoint
         with closing(progress):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    except torch.OutOfMemoryError:
-        history.halve(trainer.state.global_step + 1, recipe["batch_size"] // sharded.size())
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        history.halve(trainer.state.global_step + 1, recipe["batch_size"], sharded.size())
         if several:  # the others wait for what this process was about to do
-            raise Again(history.micro_batch, tuple(history.halved)) from None
+            raise Again(history.for_retry()) from None
         history.checkpoint = newest_sound(checkpoints)
         return None
     except Diverged as error:
-        print(error, file=sys.stderr)
+        if sharded.is_first():
+            print(error, file=sys.stderr)
         status, diverged_at = "diverged", error.step
     finally:
-        signal.signal(signal.SIGTERM, handler)
-    if keeper.stopping:
-        raise SystemExit(TERMINATED)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if keeper.told:
+        raise SystemExit(keeper.told)
     if sharded.is_first():
         print(f"{status} after {trainer.state.global_step} steps in {history.seconds():.1f} s")
     epochs, rest = divmod(trainer.state.global_step, steps_an_epoch)
@@ -253,7 +263,7 @@ def _fit(
         "tokens": int(trainer.state.num_input_tokens_seen),
         "loss": log,
         "final_loss": log[-1]["loss"] if log and done else None,
-        "best": _best(trainer, task) if best and done else None,
+        "best": best_epoch.chosen(trainer, task) if best and done else None,
     }
 
 
@@ -295,8 +305,8 @@ def _arguments(
         eval_strategy="epoch" if best else "no",
         save_strategy="epoch" if best else "no",  # when is told by Checkpoints
         load_best_model_at_end=best,
-        metric_for_best_model=_selection_metric(resolved["task"]) if best else None,
-        greater_is_better="loss" not in _selection_metric(resolved["task"]) if best else None,
+        metric_for_best_model=best_epoch.metric(resolved["task"]) if best else None,
+        greater_is_better="loss" not in best_epoch.metric(resolved["task"]) if best else None,
         logging_strategy="steps",
         logging_steps=max(1, steps // 50),
         logging_first_step=True,
@@ -321,43 +331,3 @@ def _collator(
         return DataCollatorWithPadding(tokenizer)
     seq2seq = resolved["model"]["architecture"] == "seq2seq"
     return DataCollatorForSeq2Seq(tokenizer, model=model if seq2seq else None)
-
-
-def _selection_rows(task: dict[str, Any], token_folder: Path) -> Dataset:
-    """The rows by which `select: best` chooses an epoch: GLUE has its dev sets and no other."""
-    if task["family"] in ("classification", "regression"):
-        return concatenate_datasets([load_split(token_folder, name) for name in task["evaluate"]])
-    if "validation" not in task:
-        raise UsageError(
-            f"task {task['name']} has no validation split, so the recipe's select cannot be best; "
-            "use select: last, or name a `validation` split in the task's definition"
-        )
-    return load_split(token_folder, task["validation"])
-
-
-def _selection_metric(task: dict[str, Any]) -> str:
-    scored = task["family"] in ("classification", "regression")
-    return "eval_headline" if scored else "eval_loss"
-
-
-def _headline(task: dict[str, Any]) -> Any:
-    """The Trainer's compute_metrics: the task's headline metric under the name `headline`."""
-
-    def compute(prediction: Any) -> dict[str, float]:
-        scores, labels = prediction.predictions, prediction.label_ids
-        if task["family"] == "regression":
-            value = regression_metrics(scores.reshape(-1), labels, [task["headline"]])
-        else:
-            value = classification_metrics(scores.argmax(-1), labels, [task["headline"]])
-        headline = value[task["headline"]]
-        # undefined (constant predictions) is worse than any score on the scale of -100 to 100
-        return {"headline": -101.0 if headline is None else headline}
-
-    return compute
-
-
-def _best(trainer: CellTrainer, task: dict[str, Any]) -> dict[str, float]:
-    metric = _selection_metric(task)
-    scores = [entry for entry in trainer.state.log_history if metric in entry]
-    chosen = (min if metric == "eval_loss" else max)(scores, key=lambda entry: entry[metric])
-    return {"epoch": chosen["epoch"], "value": chosen[metric]}

@@ -1,7 +1,7 @@
 """The Trainer of a run: its batches, a whole batch's loss, and checkpoints that lose nothing."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from lorasp.errors import WorkError
+from lorasp.errors import WorkError, is_out_of_memory
 from lorasp.training import checkpoints
 from lorasp.training.history import History
 
@@ -33,6 +33,7 @@ class CellTrainer(Trainer):
     causal = False  # causal models divide by the tokens of the whole batch themselves
     history: History
     order: "Order"
+    digests: dict[str, str] = {}  # noqa: RUF012 (of a checkpoint's files, where known already)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         # the Trainer would drop the lengths and count anew, or read them one by one from the disk
@@ -57,7 +58,9 @@ class CellTrainer(Trainer):
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         try:
             return super().evaluate(*args, **kwargs)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             size = self.args.per_device_eval_batch_size
             raise WorkError(
                 f"a batch of {size} does not fit into the memory of the device to be evaluated; "
@@ -71,7 +74,7 @@ class CellTrainer(Trainer):
             torch.save(self.loop_state(), folder / LOOP)
             self.history.save(folder, self.args.device.type)
             best = self.state.best_model_checkpoint
-            checkpoints.seal(folder, Path(best) if best else None)
+            checkpoints.seal(folder, Path(best) if best else None, self.digests)
         checkpoints.rotate(folder, KEEP, Path(best) if best else None)
 
     def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
@@ -87,6 +90,11 @@ class CellTrainer(Trainer):
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         model: Any = self.model
         save_file(trained_state(model), Path(str(output_dir), TRAINED))
+
+    def is_finite(self) -> bool:
+        """Whether every weight that is trained is a number."""
+        model: Any = self.model
+        return all_finite(weight for weight in model.parameters() if weight.requires_grad)
 
     def loop_state(self) -> dict[str, Any]:
         """What the training loop holds besides, and the Trainer's own checkpoints leave out."""
@@ -146,6 +154,11 @@ class Order(LengthGroupedSampler):
             self.next = None
         self.began = generator.get_state()
         return super().__iter__()
+
+
+def all_finite(tensors: Iterable[torch.Tensor]) -> bool:
+    """Whether no tensor has an inf or a nan."""
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 def trained_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -80,6 +80,24 @@ def test_divergence_after_the_last_logged_step_is_noticed(
     assert_diverged(*run("lora", batch_size=1, max_steps=101), step=101)
 
 
+@pytest.mark.parametrize(("method", "select"), [("lora-sp", "last"), ("ft", "best")])
+def test_an_update_that_no_loss_follows(
+    run: Run, monkeypatch: pytest.MonkeyPatch, method: str, select: str
+) -> None:
+    """The last of three gradients is infinite; the best epoch's weights are no result then."""
+
+    class Burst(train.CellTrainer):
+        def training_step(self, model: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
+            loss = super().training_step(model, *args, **kwargs)
+            if self.state.global_step == 2:
+                weight = next(one for one in model.parameters() if one.requires_grad)
+                weight.grad.view(-1)[0] = math.inf
+            return loss
+
+    monkeypatch.setattr(train, "CellTrainer", Burst)
+    assert_diverged(*run(method, batch_size=32, epochs=2, max_steps=3, select=select), step=3)
+
+
 def test_a_full_disk_leaves_no_adapter(
     run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,5 +205,6 @@ def test_an_unknown_family(config: Any, run: Run) -> None:
 def test_cuda_where_there_is_none(config: Any, run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     config["runtime"]["device"] = "cuda"
+    monkeypatch.delattr(torch.cuda, "reset_peak_memory_stats")  # a build without CUDA has no such
     with pytest.raises(UsageError, match=r"runtime\.device is cuda, but torch finds no CUDA dev"):
         run("lora")

@@ -14,7 +14,8 @@ from parts import assert_same, resumed, start, wait
 from runs import Run
 
 from lorasp.config import Config
-from lorasp.training import checkpoints, history, train, trainer
+from lorasp.errors import UsageError
+from lorasp.training import best_epoch, checkpoints, history, train, trainer
 
 KILLED = -signal.SIGKILL
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -133,7 +134,7 @@ def test_twenty_random_kills(run: Run, often: None, project: Path, whole: Path) 
         (checkpoints, "seal", 3, True),
         (checkpoints, "seal", 3, False),
         (checkpoints.shutil, "rmtree", 1, True),  # of a checkpoint that is one too many
-        (train, "_best", 1, False),
+        (best_epoch, "chosen", 1, False),
         (train, "save_adapter", 1, False),
         (train, "write_json", 1, True),
         (train, "write_json", 1, False),
@@ -174,7 +175,8 @@ def test_two_checkpoints_are_kept_and_the_best_one(
 ) -> None:
     """Six steps, an epoch each, of which the second scores best."""
     scores = iter([10.0, 30.0, 20.0, 20.0, 20.0, 20.0])
-    monkeypatch.setattr(train, "_headline", lambda task: lambda found: {"headline": next(scores)})
+    scored = lambda found: {"headline": next(scores)}  # noqa: E731
+    monkeypatch.setattr(best_epoch, "headline", lambda task: scored)
 
     def part() -> None:
         dies_in(checkpoints, "rotate", 6)
@@ -233,7 +235,7 @@ def test_a_checkpoint_without_its_best_one_is_passed_over(
     assert "checkpoint-2, the best one so far, cannot be read" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("other", ["configuration", "data", "code", "packages"])
+@pytest.mark.parametrize("other", ["configuration", "data", "code"])
 def test_a_checkpoint_of_another_run_is_not_used(
     config: Config,
     run: Run,
@@ -251,8 +253,6 @@ def test_a_checkpoint_of_another_run_is_not_used(
             changed["learning_rate"] = 2e-3
         case "code":
             monkeypatch.setattr(history, "stage_code", lambda *names: "other")
-        case "packages":
-            monkeypatch.setattr(history, "provenance", lambda: {"versions": {"torch": "3.0"}})
         case "data":
             (project / "data").unlink()
             shutil.copytree(prepared / "data", project / "data")
@@ -265,6 +265,24 @@ def test_a_checkpoint_of_another_run_is_not_used(
     assert_same(whole, project / "parts")
     assert resumed(project / "parts") == []
     assert f"was made with other {other}: starting again" in capfd.readouterr().err
+
+
+def test_other_packages_throw_no_work_away(
+    run: Run, often: None, project: Path, whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workflow would not train anew for them: a person says what is meant."""
+    interrupted(run, project)
+    usual = history.provenance()["versions"]
+    with monkeypatch.context() as patch:
+        patch.setattr(history, "provenance", lambda: {"versions": usual | {"torch": "3.0"}})
+        with pytest.raises(UsageError) as raised:
+            run("lora-sp", out="parts", **SMALL)
+    sentence = str(raised.value)
+    assert f"torch {usual['torch']}, " in sentence and "torch 3.0, " in sentence
+    assert f"environment as it was, or remove {project}/parts/.checkpoints to start" in sentence
+    run("lora-sp", out="parts", **SMALL)
+    assert_same(whole, project / "parts")
+    assert resumed(project / "parts") == [3]
 
 
 def test_time_is_summed_over_the_parts(

@@ -17,9 +17,9 @@ from parts import assert_same, resumed, start, wait
 from runs import Run, adapter_of
 
 from lorasp.cli import main
-from lorasp.config import Config
+from lorasp.config import Cell, Config, resolve
 from lorasp.errors import WorkError
-from lorasp.training import checkpoints, train
+from lorasp.training import checkpoints, history, train
 
 ROOT = Path(__file__).parents[2]
 RECIPE: dict[str, Any] = {"select": "best", "epochs": 2, "batch_size": 32}  # two steps an epoch
@@ -47,6 +47,10 @@ def calls_first(owner: Any, name: str, turn: int, action: Callable[[], Any]) -> 
 
 def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def interrupt() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
 
 
 def steps_in(folder: Path) -> list[int]:
@@ -88,6 +92,24 @@ def test_sigterm_ends_a_run_with_a_checkpoint(
     run("lora-sp", out="parts", **recipe)
     assert_same(whole, project / "parts")
     assert resumed(project / "parts") == kept[-1:]
+
+
+@pytest.mark.parametrize(("presses", "kept"), [(1, [1]), (2, [])])
+def test_ctrl_c_ends_a_run_with_a_checkpoint_and_twice_at_once(
+    run: Run, project: Path, presses: int, kept: list[int]
+) -> None:
+    def part() -> None:
+        for press in range(presses):
+            calls_first(train.CellTrainer, "training_step", press + 1, interrupt)
+        try:
+            run("lora-sp", out="parts", **RECIPE, micro_batch_size=32 // presses)
+        except KeyboardInterrupt:
+            sys.exit(2)
+
+    assert wait(start(part)) == (130 if presses == 1 else 2)
+    assert steps_in(project / "parts") == kept
+    run("lora-sp", out="parts", **RECIPE)
+    assert resumed(project / "parts") == kept
 
 
 def test_sigterm_before_the_first_step(project: Path, capfd: pytest.CaptureFixture) -> None:
@@ -164,6 +186,68 @@ def test_a_run_that_goes_on_starts_with_the_halved_size(
     _, record = run("lora-sp", out="parts", **RECIPE)
     assert record["micro_batch"] == {"asked": 32, "used": 4, "halved": [1, 1, 1]}
     assert_same(whole, project / "parts")
+
+
+def test_less_at_a_time_than_what_was_halved_is_heeded(
+    run: Run, often: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, "CellTrainer", Narrow)
+
+    def part() -> None:
+        calls_first(Narrow, "_save_checkpoint", 3, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        run("lora-sp", out="parts", **RECIPE)
+
+    assert wait(start(part)) == -signal.SIGKILL
+    _, record = run("lora-sp", out="parts", **RECIPE, micro_batch_size=2)
+    assert record["micro_batch"] == {"asked": 2, "used": 2, "halved": [1, 1, 1]}
+    assert record["resumed"] == [2]
+
+
+@pytest.mark.parametrize(
+    ("error", "halves"),
+    [
+        (RuntimeError("CUDA error: out of memory\nSearch for `cudaErrorMemoryAllocation'"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED"), True),
+        (RuntimeError("CUDA error: device-side assert triggered"), False),
+    ],
+)
+def test_libraries_that_find_no_memory(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: RuntimeError, halves: bool
+) -> None:
+    class Library(train.CellTrainer):
+        def training_step(self, model: Any, inputs: Any, *args: Any, **others: Any) -> torch.Tensor:
+            if len(inputs["input_ids"]) > 16:
+                raise error
+            return super().training_step(model, inputs, *args, **others)
+
+    monkeypatch.setattr(train, "CellTrainer", Library)
+    if halves:
+        _, record = run("lora", batch_size=32, max_steps=1)
+        assert record["micro_batch"] == {"asked": 32, "used": 16, "halved": [1]}
+    else:
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            run("lora", batch_size=32, max_steps=1)
+
+
+def test_the_peak_is_that_of_the_size_in_use(
+    config: Config, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past = history.History({}, "", 16, peak_memory_bytes=1 << 60)
+    past.halve(3, 32)
+    assert past.peak_memory("cpu") < 1 << 60
+    calls: list[str] = []
+    for owner, name in (
+        (torch.cuda, "reset_peak_memory_stats"),
+        (train, "load_model"),
+        (train, "apply_method"),
+        (train, "recompute_activations"),
+    ):
+        monkeypatch.setattr(owner, name, lambda *_, name=name: calls.append(name))
+    resolved = resolve(config, Cell("smoke", "roberta-tiny", "mrpc", "lora", "quick", 0))
+    resolved["runtime"]["device"] = "cuda"
+    train._model(resolved, project)
+    assert calls[:2] == ["reset_peak_memory_stats", "load_model"]  # which is part of the peak
 
 
 def test_the_memory_of_the_failed_try_is_free_again(
@@ -244,6 +328,18 @@ def test_a_full_disk_stops_a_run_cleanly(
     run("lora-sp", out="disk/parts", **RECIPE)
     assert_same(whole, small_disk / "parts")
     assert resumed(small_disk / "parts") == [1]
+
+
+def test_what_is_no_fault_of_the_disk_is_raised(
+    run: Run, often: None, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Any, *_: Any) -> None:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(train.CellTrainer, "save_model", fail)
+    with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert"):
+        run("lora", out="parts", **RECIPE)
+    assert steps_in(project / "parts") == []
 
 
 def test_a_file_that_the_disk_refuses(

@@ -15,7 +15,7 @@ from lorasp.data.load import load_split
 from lorasp.errors import UsageError
 from lorasp.models import load_model
 from lorasp.results import read_json
-from lorasp.training import train
+from lorasp.training import best_epoch, train
 
 
 def plain_loop(
@@ -145,7 +145,8 @@ def test_select_best_keeps_the_epoch_that_scored_best(
     run: Run, recorder: Recorder, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     scores = iter([10.0, 30.0, 20.0])
-    monkeypatch.setattr(train, "_headline", lambda task: lambda found: {"headline": next(scores)})
+    scored = lambda found: {"headline": next(scores)}  # noqa: E731
+    monkeypatch.setattr(best_epoch, "headline", lambda task: scored)
     folder, record = run(method, epochs=3, select="best")
     assert record["best"] == {"epoch": 2.0, "value": 30.0}
     saved = adapter_of(folder)

@@ -55,7 +55,8 @@ def _of_file(file: Path, device: str | None) -> dict[str, Any] | None:
         config = load_config(file)
     except UsageError as error:
         finding = {"what": "a configuration", "found": str(error), "met": False}
-        broken = {"scale": file.stem, "command": f"snakemake --config scale={file.stem}"}
+        broken: dict[str, Any] = {"scale": file.stem}
+        broken |= {"command": f"snakemake --config scale={file.stem}"}
         broken |= {"about": "a configuration of your own", "runs": False, "plan": None, "fit": []}
         return broken | {"findings": [finding | {"mend": f"correct {file}"}]}
     return None if "simulate" in config else _scale(config, device)

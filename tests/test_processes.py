@@ -154,10 +154,13 @@ def test_ctrl_c_a_second_time_ends_all_at_once(tmp_path: Path) -> None:
         "time.sleep(0.5)", "pathlib.Path(f'ending-{place.rank}').touch(); time.sleep(600)"
     )
     begun = subprocess.Popen([sys.executable, "-c", slow], cwd=tmp_path)
-    for state in ("ready", "ending"):
-        until(lambda state=state: len(list(tmp_path.glob(f"{state}-*"))) == 2)
-        begun.send_signal(signal.SIGINT)
-    assert begun.wait(60) == 130
+    try:
+        for state in ("ready", "ending"):
+            until(lambda state=state: len(list(tmp_path.glob(f"{state}-*"))) == 2)
+            begun.send_signal(signal.SIGINT)
+        assert begun.wait(60) == 130
+    finally:
+        begun.kill()
     assert alive(tmp_path) == [] and not list(tmp_path.glob("saved-*"))
 
 

@@ -1,5 +1,6 @@
 """Tokens and passwords are in no message, log or result, whatever else fails."""
 
+import base64
 import http.server
 import os
 import re
@@ -37,7 +38,16 @@ SECRETS = (TOKEN, PASSWORD, KEY)
         (f"Authorization: Bearer {TOKEN}", "Authorization: Bearer <HF_TOKEN>"),
         ("Bearer hf_another0123456789abcdef", "Bearer hf_****"),
         (f"key={KEY};", "key=<WANDB_API_KEY>;"),
-        ("see https://host/a@b and me@host", "see https://host/a@b and me@host"),
+        ("see https://host.org/a@b and me@host", "see https://host.org/a@b and me@host"),
+        ("http://127.0.0.1:80/model--a@1/x", "http://127.0.0.1:80/model--a@1/x"),
+        ("in https://host.org?a=me@b", "in https://host.org?a=me@b"),
+        ("'http://me:p@ss/w0rd@host/x' for me@host", "'http://****@host/x' for me@host"),
+        ("http://me:p/ss@w0rd@host.org", "http://****@host.org"),
+        ("http://me:12/34@host.org", "http://****@host.org"),
+        ("http://my.self:p/ss@host.org/a", "http://****@host.org/a"),
+        ("http://me:p'a\"s@host.org", "http://****@host.org"),
+        ("no entry for Basic c29tZWJvZHk6cGxhbnRlZA==: 403", "no entry for Basic ****: 403"),
+        ("Basic assumptions and a Basic rehearsal", "Basic assumptions and a Basic rehearsal"),
         ("short stays: on", "short stays: on"),
     ],
 )
@@ -65,10 +75,21 @@ def test_a_defect_is_told_without_them(
 
 
 class Index(http.server.BaseHTTPRequestHandler):
-    """A package index that refuses everybody, and says whom."""
+    """A package index that lists a file and refuses it to everybody, and says to whom."""
 
     def do_GET(self) -> None:
-        self.send_response(403, f"no entry for {self.headers.get('Authorization')}")
+        if self.path.startswith("/simple/"):
+            page = f'<a href="/demo-1.tar.gz#sha256={"0" * 64}">demo-1.tar.gz</a>'.encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+            return
+        # in both forms: as it was sent, and as an address
+        sent = str(self.headers.get("Authorization"))
+        login = base64.b64decode(sent.removeprefix("Basic ")).decode()
+        self.send_response(403, f"no entry for {sent}, http://{login}@index.org")
         self.end_headers()
 
     def log_message(self, *_: object) -> None:
@@ -94,8 +115,11 @@ def test_pip_fails_without_telling_the_password(
     pin = {"package": "demo", "version": "1", "file": "demo-1.tar.gz", "sha256": "0" * 64}
     with pytest.raises(WorkError) as error:
         pypi.fetch(pin, tmp_path)
-    assert "pip cannot download demo==1" in str(error.value)
-    assert PASSWORD not in redacted(str(error.value))
+    sentence, encoded = str(error.value), base64.b64encode(f"somebody:{PASSWORD}".encode()).decode()
+    assert "pip cannot download demo==1" in sentence
+    assert PASSWORD in sentence and encoded in sentence  # pip itself does not hide them here
+    assert PASSWORD not in redacted(sentence) and encoded not in redacted(sentence)
+    assert "no entry for Basic ****, http://****@index.org" in redacted(sentence)
 
 
 def test_pip_is_not_given_the_tokens_of_others(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,14 +11,8 @@ from typing import Any, NamedTuple
 
 import httpx2  # the HTTP client of huggingface-hub
 from huggingface_hub import constants, hf_hub_url
-from huggingface_hub.errors import (
-    OfflineModeIsEnabled,
-)
-from huggingface_hub.utils import (
-    build_hf_headers,
-    get_session,
-    hf_raise_for_status,
-)
+from huggingface_hub.errors import OfflineModeIsEnabled
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
 from lorasp.data.tries import Source, keep_trying, name_of, size_of
 from lorasp.errors import WorkError
@@ -67,7 +61,7 @@ def _ask(source: Source, repo_type: str) -> dict[str, Any]:
         response = keep_trying(functools.partial(_get, page), source)
         try:
             found["files"] += [
-                Entry(file["path"], file["size"], file.get("lfs", {}).get("oid"), file["oid"])
+                Entry(file["path"], file["size"], (file.get("lfs") or {}).get("oid"), file["oid"])
                 for file in response.json()
                 if file["type"] == "file"
             ]
@@ -189,7 +183,7 @@ def _fetch(source: Source, repo_type: str, entry: Entry, file: Path) -> None:
 
 def _partial(file: Path) -> Path:
     """Where a file is while it is not whole."""
-    return file.withname_of(f".{file.name}.partial")
+    return file.with_name(f".{file.name}.partial")
 
 
 def _say(what: str, again: bool) -> None:

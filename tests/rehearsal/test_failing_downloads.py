@@ -2,20 +2,25 @@
 
 import hashlib
 import os
+import re
 import resource
 import shutil
 import socket
 from collections import namedtuple
+from json import dumps
 from pathlib import Path
 
 import pytest
+from fsspec.utils import glob_translate
 from huggingface_hub import constants
 
 from lorasp.config import Config
-from lorasp.data import download
-from lorasp.data.download import TRIES, fetch
+from lorasp.data import download, tries
+from lorasp.data.download import Entry, fetch, matching
 from lorasp.data.prepare import prepare_dataset, prepare_model
+from lorasp.data.tries import TRIES
 from lorasp.errors import WorkError
+from lorasp.rehearsal import hub as hub_module
 from lorasp.rehearsal.hub import STRANGER, TOKEN, Fault, Hub, Repository
 
 LARGE = os.urandom(3 << 20)
@@ -88,6 +93,49 @@ def test_a_listing_in_trouble_is_asked_for_again(
     assert [request["status"] for request in thing.asked("/tree/")] == [503, 503, 200]
 
 
+def test_a_list_on_two_pages(thing: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pages = iter(
+        [f'<{thing.endpoint}/api/models/owner/thing/tree/{"a" * 40}?cursor=x>; rel="next"']
+    )
+
+    def linked(handler: hub_module._Handler, value: object) -> None:
+        link = next(pages, None)
+        value, rest = (value[:1], {"Link": link}) if link else (value[1:], {})
+        content = dumps(value).encode()
+        handler._answer(200, content, {"Content-Type": "application/json"} | rest)
+
+    monkeypatch.setattr(hub_module._Handler, "_json", linked)
+    assert set(fetched(tmp_path)) == {"config.json", "model.safetensors"}
+    assert len(thing.asked("/tree/")) == 2
+
+
+@pytest.mark.parametrize("where", ["/tree/", "/config.json"])
+def test_a_wait_of_a_day_is_refused(
+    thing: Hub, tmp_path: Path, waits: list[float], where: str
+) -> None:
+    for status in (429, 503):
+        thing.faults.append(Fault(where, status, headers={"Retry-After": "86400"}))
+    with pytest.raises(WorkError, match=r"refuses more requests .* 429, .*: wait 86400 s, log in"):
+        fetched(tmp_path)
+    with pytest.raises(WorkError, match=r"\(HTTP status 503\): run this again in 86400 s; what"):
+        fetched(tmp_path)
+    assert waits == [] and len(thing.asked(where)) == 2
+
+
+@pytest.mark.parametrize("status", [403, 404, 410, 418])
+@pytest.mark.parametrize(
+    ("where", "path"), [("/tree/", "the list of files"), ("/config.json", "config.json")]
+)
+def test_a_refusal_claims_no_tries(
+    thing: Hub, tmp_path: Path, waits: list[float], where: str, path: str, status: int
+) -> None:
+    thing.faults.append(Fault(where, status))
+    told = rf"^the hub refuses {path} of owner/thing at .* \(HTTP status {status}\): see that HF_"
+    with pytest.raises(WorkError, match=told) as caught:
+        fetched(tmp_path)
+    assert "tries" not in str(caught.value) and waits == []
+
+
 @pytest.mark.parametrize(
     ("where", "status", "sentence"),
     [
@@ -144,7 +192,7 @@ def test_a_killed_download_goes_on_in_the_next_process(
         raise SystemExit(143)
 
     with monkeypatch.context() as patched:
-        patched.setattr(download.time, "sleep", killed)
+        patched.setattr(tries.time, "sleep", killed)
         with pytest.raises(SystemExit):
             fetched(tmp_path)
     assert fetched(tmp_path)["model.safetensors"] == LARGE
@@ -297,6 +345,25 @@ def test_a_disk_that_is_too_small(
     assert not thing.asked("/resolve/")
 
 
+def test_a_resumed_download_needs_room_for_the_rest_alone(
+    thing: Hub, tmp_path: Path, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    thing.faults.append(Fault(STORED, 403))
+    with pytest.raises(WorkError, match="HTTP status 403"):
+        fetched(tmp_path)
+    (partial,) = tmp_path.rglob(".model.safetensors.partial")
+    partial.write_bytes(LARGE[:-100])
+    usage = namedtuple("usage", "total used free")
+    for free, there in ((99, False), (100, True)):
+        monkeypatch.setattr(download.shutil, "disk_usage", lambda _, free=free: usage(9, 0, free))
+        if there:
+            assert fetched(tmp_path)["model.safetensors"] == LARGE
+            assert thing.asked(STORED)[-1]["range"] == f"bytes={len(LARGE) - 100}-"
+        else:
+            with pytest.raises(WorkError, match=r"needs 0\.0 GiB more in .*`ln -s`"):
+                fetched(tmp_path)
+
+
 def test_a_disk_that_refuses(thing: Hub, tmp_path: Path) -> None:
     """A file may not grow beyond 2 MiB: what came is kept, and gone on from."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -334,6 +401,11 @@ def test_a_revision_without_safetensors(thing: Hub, rehearse: Config) -> None:
         ),
         (b"", None, "has no parquet files of its data"),
         (b"---\nconfigs: [a]\n---\n", "a", "has a head that is no card of a data set"),
+        *(
+            (card % entry, "a", "has a head that is no card of a data set: .* names no split and")
+            for card in (b"---\nconfigs: [{config_name: a, data_files: %b}]\n---\n",)
+            for entry in (b"[{path: a}]", b"[{split: a}]", b"[{split: 1, path: a}]", b"{train: a}")
+        ),
     ],
 )
 def test_data_that_are_not_there(
@@ -345,3 +417,31 @@ def test_data_that_are_not_there(
     with pytest.raises(WorkError, match=sentence):
         prepare_dataset(rehearse, "d")
     assert not hub.asked("thing.py") and not hub.asked("a.csv")
+
+
+@pytest.mark.parametrize(
+    ("pattern", "found"),
+    [
+        ("data/*", "data/train-0.parquet data/train-1.parquet"),
+        ("data/train-*", "data/train-0.parquet data/train-1.parquet"),
+        ("data/train-[1-9]*", "data/train-1.parquet"),
+        (
+            "data/**/train-*",
+            "data/train-0.parquet data/train-1.parquet data/old/train-0.parquet "
+            "data/old/er/train-0.parquet",
+        ),
+        ("data/*/train-*", "data/old/train-0.parquet"),
+        ("**/er/*", "data/old/er/train-0.parquet"),
+        ("data/old/**", "data/old/train-0.parquet data/old/er/train-0.parquet"),
+        ("*.parquet", "a.parquet"),
+        ("odd[1].md", "odd[1].md"),
+    ],
+)
+def test_patterns_are_those_of_the_hub(pattern: str, found: str) -> None:
+    """What fsspec, with which `datasets` reads a repository, makes of them."""
+    paths = ["a.parquet", "odd[1].md", "data/train-0.parquet", "data/train-1.parquet"]
+    paths += ["data/old/train-0.parquet", "data/old/er/train-0.parquet"]
+    got = [entry.path for entry in matching([Entry(p, 0, None, "") for p in paths], [pattern])]
+    assert got == found.split()
+    if "odd" not in pattern:
+        assert got == [path for path in paths if re.match(glob_translate(pattern), path)]

@@ -196,6 +196,55 @@ def test_damage_on_the_way_is_noticed(hub: Hub, prepared: Config) -> None:
     assert [request["path"].split("/")[-1] for request in hub.log] == ["model.safetensors"] * 2
 
 
+def test_the_stand_ins_files_become_no_result(
+    hub: Hub, rehearse: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither those that it serves now nor those that another configuration left here."""
+    paper = load_config(ROOT / "config" / "paper.yaml")
+    refused = pytest.raises(WorkError, match=r"a stand-in's invention .* `rm -rf data/artefacts/")
+    with refused:
+        prepare_model(paper, "t5-base")
+    with refused:
+        prepare_dataset(paper, "sst2")
+    assert not hub.asked("/resolve/")
+    prepare_model(rehearse | {"data_dir": "data"}, "t5-base")
+    assert list(Path("data/artefacts").rglob("*.safetensors"))
+    hub.repositories.clear()
+    with refused:
+        prepare_model(paper, "t5-base")
+    assert not Path("data/paper/models/t5-base").exists()
+
+
+def test_nothing_of_the_users_own_hub_goes_along(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    own = ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_TOKEN_PATH", "HF_HUB_OFFLINE")
+    own += ("HUGGINGFACE_HUB_CACHE", "HUGGING_FACE_HUB_TOKEN", "TRANSFORMERS_CACHE")
+    for name in (*own, "HF_HOME", "HF_TOKEN", "HF_ENDPOINT"):
+        monkeypatch.setenv(name, "/own")
+    given = environment(hub, str(tmp_path))
+    assert "/own" not in given.values() and not set(own) & given.keys()
+    line = "from huggingface_hub import constants as c; import datasets.config as d; "
+    line += "print(c.HF_HUB_CACHE, c.HF_TOKEN_PATH, d.HF_DATASETS_CACHE, sep='\\n')"
+    told = subprocess.check_output([sys.executable, "-c", line], env=given, text=True)
+    assert all(Path(path).is_relative_to(tmp_path) for path in told.split())
+
+
+def test_a_command_told_to_end_ends_by_itself(tmp_path: Path) -> None:
+    """SIGTERM goes on to it, and it may take its time: it is not killed."""
+    child = "import signal, sys, time\n"
+    child += (
+        "def end(*_):\n    time.sleep(0.5)\n    print('saved', flush=True)\n    sys.exit(143)\n"
+    )
+    child += "signal.signal(signal.SIGTERM, end)\nprint('ready', flush=True)\ntime.sleep(60)\n"
+    line = [sys.executable, "-m", "lorasp", "rehearse", "--", sys.executable, "-c", child]
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    process.terminate()
+    assert process.communicate()[0] == "saved\n"
+    assert process.returncode == 143
+
+
 def test_the_command_finds_its_hub(
     rehearse: Config, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

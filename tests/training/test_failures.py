@@ -102,7 +102,6 @@ def test_a_full_disk_leaves_no_adapter(
     run: Run, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(model: torch.nn.Module, folder: Path, state: object) -> int:
-        folder.mkdir(parents=True)
         (folder / "adapter_model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 

@@ -195,9 +195,9 @@ def test_ctrl_c_is_passed_on(start: Start, monkeypatch: pytest.MonkeyPatch) -> N
     with monkeypatch.context() as patch:
         at_step(patch, 1, 0, press)
         with pytest.raises(SystemExit) as ended:
-            start(2, "lora", "llama-tiny", out="run", epochs=8)
+            start(2, "lora", "llama-tiny", 12, out="run", epochs=8)
     assert ended.value.code == 130
-    _, record = start(2, "lora", "llama-tiny", out="run", epochs=8)
+    _, record = start(2, "lora", "llama-tiny", 12, out="run", epochs=8)
     (step,) = record["resumed"]
     assert 2 <= step < record["steps"]
 
@@ -341,7 +341,7 @@ def test_weights_of_one_process_that_are_no_numbers(
         weight.data.to_local().view(-1)[0] = math.inf
 
     at_step(monkeypatch, 2, 1, spoil)
-    folder, record = start(2, "lora", "llama-tiny", max_steps=3)
+    folder, record = start(2, "ft", "llama-tiny", max_steps=3)
     assert (record["status"], record["diverged_at"]) == ("diverged", 3)
     assert list((folder / "adapter").iterdir()) == []
     assert capfd.readouterr().err.count("weights became inf or nan at step 3") == 1

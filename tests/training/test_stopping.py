@@ -49,10 +49,6 @@ def terminate() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def interrupt() -> None:
-    os.kill(os.getpid(), signal.SIGINT)
-
-
 def steps_in(folder: Path) -> list[int]:
     """After how many steps the checkpoints of a run were taken; all of them are whole."""
     found = checkpoints.checkpoints_of(folder / ".checkpoints")
@@ -99,10 +95,12 @@ def test_ctrl_c_ends_a_run_with_a_checkpoint_and_twice_at_once(
     run: Run, project: Path, presses: int, kept: list[int]
 ) -> None:
     def part() -> None:
-        for press in range(presses):
-            calls_first(train.CellTrainer, "training_step", press + 1, interrupt)
+        press = partial(os.kill, os.getpid(), signal.SIGINT)
+        calls_first(
+            train.CellTrainer, "training_step", 1, lambda: [press() for _ in range(presses)]
+        )
         try:
-            run("lora-sp", out="parts", **RECIPE, micro_batch_size=32 // presses)
+            run("lora-sp", out="parts", **RECIPE)
         except KeyboardInterrupt:
             sys.exit(2)
 
@@ -333,7 +331,7 @@ def test_a_full_disk_stops_a_run_cleanly(
 def test_what_is_no_fault_of_the_disk_is_raised(
     run: Run, often: None, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(self: Any, *_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise RuntimeError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(train.CellTrainer, "save_model", fail)

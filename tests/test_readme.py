@@ -122,6 +122,10 @@ def test_configuration(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 def test_links_and_places_exist() -> None:
     for target in re.findall(r"\]\(([^)]+)\)", README):
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+        name, _, part = target.partition("#")
+        assert target.startswith("https://") or (ROOT / name).exists(), target
+        if part and not target.startswith("https://"):
+            headings = re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE)
+            assert part in {heading.lower().replace(" ", "-") for heading in headings}, target
     for place in ("config", "workflow", "lorasp/tasks", "config/tasks", "envs", "containers"):
         assert place in README and (ROOT / place).is_dir()

@@ -82,8 +82,9 @@ def checkout(tmp_path: Path) -> Path:
     run("git", "clone", "--quiet", ROOT, work)
     listed = run("git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate")
     for name in listed.splitlines():
-        if (ROOT / name).is_file():
+        if (ROOT / name).is_file() or (ROOT / name).is_symlink():
             (work / name).parent.mkdir(parents=True, exist_ok=True)
+            (work / name).unlink(missing_ok=True)
             shutil.copy(ROOT / name, work / name, follow_symlinks=False)
         else:
             (work / name).unlink(missing_ok=True)

@@ -48,8 +48,11 @@ def newest_sound(root: Path) -> Path | None:
     return None
 
 
-def _problem(folder: Path) -> str | None:
-    """Why a checkpoint cannot be gone on from, or None."""
+def _problem(folder: Path, alone: bool = False) -> str | None:
+    """Why a checkpoint cannot be gone on from, or None.
+
+    `alone`: whether only its own files count, and not the best one at its time.
+    """
     if not is_sealed(folder):
         return "it was not written to its end"
     try:
@@ -62,9 +65,10 @@ def _problem(folder: Path) -> str | None:
             return f"its {name} is missing"
         if sha256_of(folder / name) != digest:
             return f"its {name} is damaged"
-    if needs not in (None, folder.name) and (problem := _problem(folder.parent / needs)):
-        return f"{needs}, the best one so far, cannot be read: {problem}"
-    return None
+    if needs in (None, folder.name) or alone:
+        return None
+    problem = _problem(folder.parent / needs, alone=True)
+    return f"{needs}, the best one so far, cannot be read: {problem}" if problem else None
 
 
 def checkpoints_of(root: Path) -> list[Path]:

@@ -273,9 +273,10 @@ def _arguments(
     recipe, runtime = resolved["recipe"], resolved["runtime"]
     at_once = micro * sharded.size()
     if recipe["batch_size"] % at_once:
-        several = f" on {sharded.size()} devices" if sharded.size() > 1 else ""
+        several = f" in each of {sharded.size()} processes" if sharded.size() > 1 else ""
         raise UsageError(
             f"micro_batch_size {micro}{several} does not divide batch_size {recipe['batch_size']}"
+            f"{', which --processes must divide too' if several else ''}"
         )
     seed = resolved["cell"]["seed"]
     return TrainingArguments(

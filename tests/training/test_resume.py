@@ -185,6 +185,8 @@ def test_two_checkpoints_are_kept_and_the_best_one(
     assert wait(start(part)) == KILLED
     found = checkpoints.checkpoints_of(project / "parts" / ".checkpoints")
     assert [checkpoints.steps_of(folder) for folder in found] == [2, 5, 6]
+    # the second names the first as the best so far, which it was before its own evaluation
+    assert checkpoints.newest_sound(found[0].parent) == found[-1]
 
 
 @pytest.mark.parametrize("harm", ["changed", "shorter", "missing"])

@@ -11,7 +11,7 @@ from lorasp.data.folders import forget_damaged
 from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
 from lorasp.locks import holder, take
-from lorasp.planning import lookup
+from lorasp.planning import devices, lookup
 from lorasp.planning.workload import untabled
 from lorasp.profiling import cells as steps
 from lorasp.results import fingerprint
@@ -34,6 +34,8 @@ try:
     CONFIG = load_config(Path(CONFIG_FILE))
     CELLS = cells(CONFIG, str(config.get("only", "")))
     SIMULATED = load_config(Path(SIMULATED_FILE))
+    if "gpu" in config:
+        devices.listed(config["gpu"])
 except UsageError as error:
     raise WorkflowError(str(error))
 

@@ -321,7 +321,9 @@ def test_errors_of_one_process_end_all(start: Start, monkeypatch: pytest.MonkeyP
 
 
 def test_what_cannot_be_shared_is_refused(start: Start, config: Config) -> None:
-    with pytest.raises(UsageError, match="micro_batch_size 5 in each of 2 processes does not divide"):
+    with pytest.raises(
+        UsageError, match="micro_batch_size 5 in each of 2 processes does not divide"
+    ):
         start(2, "lora", "llama-tiny", micro=5)
     config["runtime"]["precision"] = "fp16"
     with pytest.raises(UsageError, match=r"runtime\.precision fp16 on several devices"):

@@ -4,5 +4,5 @@ import signal
 
 
 def pytest_configure() -> None:
-    """A shell that starts the tests in the background has SIGINT ignored, also by what they start."""
+    """A shell that starts tests in the background has SIGINT ignored, by all that they start too."""
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -79,31 +79,44 @@ def run(size: int, work: Callable[[Place], None]) -> None:
 
 
 def _live(place: Place, work: Callable[[Place], None], writing: int) -> None:
-    """The life of one process; never returns."""
+    """The life of one process; never returns, whatever signal comes."""
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
-    code = 1
+    code = TERMINATED
+    try:
+        code = _outcome(place, work, writing)
+    finally:
+        os._exit(code)  # a thread of gloo's now and then keeps the interpreter from ending
+
+
+def _outcome(place: Place, work: Callable[[Place], None], writing: int) -> int:
+    """Do the work and tell the starter how it failed, if it did; the exit code."""
+    code = 0
     failure: Exception | None = None
     try:
         work(place)
-        code = 0
     except SystemExit as error:
         code = int(error.code or 0)
     except KeyboardInterrupt:
         code = INTERRUPTED
-    except Again as error:
-        failure = error
-    except (UsageError, WorkError) as error:
-        failure = type(error)(str(error)[:LONGEST])
     except BaseException as error:
-        sentence = sentence_of(error)
-        failure = (
-            WorkError(sentence[:LONGEST]) if sentence else Failed(traceback.format_exc()[-LONGEST:])
-        )
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # by which all end when another has failed
+        code, failure = 1, _failure(error)
     if failure is not None:
         os.write(writing, pickle.dumps(failure))
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(code)  # a thread of gloo's now and then keeps the interpreter from ending
+    return code
+
+
+def _failure(error: BaseException) -> Exception:
+    """What is raised, where the processes were started, for what one of them raised."""
+    if isinstance(error, Again):
+        return error
+    if isinstance(error, UsageError | WorkError):
+        return type(error)(str(error)[:LONGEST])
+    if sentence := sentence_of(error):
+        return WorkError(sentence[:LONGEST])
+    return Failed("".join(traceback.format_exception(error))[-LONGEST:])
 
 
 def _die_with(parent: int) -> None:

@@ -95,6 +95,26 @@ def test_one_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> 
         run(2, work)
 
 
+def test_a_signal_while_a_failure_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """It ends the process there: nothing behind the fork may run in it."""
+
+    def told(error: BaseException) -> Exception:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(60)
+        return WorkError("late")
+
+    monkeypatch.setattr(processes, "_failure", told)
+
+    def work(place: Place) -> None:
+        raise WorkError("ended")
+
+    with pytest.raises((SystemExit, WorkError)):
+        run(1, work)
+    with (tmp_path / "ran").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    assert (tmp_path / "ran").read_text() == f"{os.getpid()}\n"
+
+
 PROGRAM = """
 import os, pathlib, signal, sys, time
 from lorasp.processes import run

@@ -19,6 +19,7 @@ from lorasp.errors import UsageError, WorkError, sentence_of
 
 TERMINATED = 128 + signal.SIGTERM  # the exit code of a process that SIGTERM has ended
 INTERRUPTED = 128 + signal.SIGINT
+ENDING = (signal.SIGTERM, signal.SIGINT)
 # Seconds that all get to write a checkpoint after SIGTERM: 150 GB take minutes. A scheduler that
 # has less patience kills them itself.
 GRACE = 1800.0
@@ -54,6 +55,8 @@ def run(size: int, work: Callable[[Place], None]) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listener, os.fdopen(reading, "rb") as told:
         sys.stdout.flush()
         sys.stderr.flush()
+        # A signal waits until each process is where it can end as it should.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
         for rank in range(size):
             if (pid := os.fork()) == 0:
                 os.close(reading)
@@ -62,6 +65,7 @@ def run(size: int, work: Callable[[Place], None]) -> None:
         os.close(writing)
         grace = LOST
         try:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
             failed = _first_failure(ranks)
         except SystemExit:
             grace = GRACE
@@ -83,6 +87,7 @@ def _live(place: Place, work: Callable[[Place], None], writing: int) -> None:
     threading.Thread(target=_die_with, args=(os.getppid(),), daemon=True).start()
     code = TERMINATED
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
         code = _outcome(place, work, writing)
     finally:
         os._exit(code)  # a thread of gloo's now and then keeps the interpreter from ending

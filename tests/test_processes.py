@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -111,6 +112,33 @@ def test_a_signal_while_a_failure_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     starter, raised = os.getpid(), None
     try:
         run(1, work)
+    except BaseException as error:
+        raised = error
+    if os.getpid() != starter:
+        (tmp_path / "escaped").touch()
+        os._exit(0)
+    assert isinstance(raised, SystemExit) and not (tmp_path / "escaped").exists()
+
+
+def test_a_signal_before_the_work_has_begun(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """It comes while a process is still made ready: that process, too, ends and does not go on."""
+
+    def make_ready(parent: int) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(processes, "_die_with", make_ready)
+    starter, raised = os.getpid(), None
+    begin = threading.Thread.start
+
+    def begin_and_wait(thread: threading.Thread) -> None:
+        begin(thread)
+        time.sleep(0.5)
+
+    monkeypatch.setattr(threading.Thread, "start", begin_and_wait)
+    try:
+        run(1, sleep_for_ever)
     except BaseException as error:
         raised = error
     if os.getpid() != starter:

@@ -18,6 +18,7 @@ rule all:
 
 include: "workflow/rules/prepare.smk"
 include: "workflow/rules/plan.smk"
+include: "workflow/rules/budget.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/evaluate.smk"
 include: "workflow/rules/profile.smk"

@@ -3,16 +3,16 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["LoraSpConfig", "__version__"]
+__all__ = ["Delta", "LoraSpConfig", "__version__"]
 
 if TYPE_CHECKING:
-    from lorasp.adapters import LoraSpConfig
+    from lorasp.adapters import Delta, LoraSpConfig
 
 
 def __getattr__(name: str) -> Any:
     # PEFT takes seconds to import, and most commands never need it.
-    if name == "LoraSpConfig":
-        from lorasp.adapters import LoraSpConfig
+    if name in ("Delta", "LoraSpConfig"):
+        import lorasp.adapters
 
-        return LoraSpConfig
+        return getattr(lorasp.adapters, name)
     raise AttributeError(f"module 'lorasp' has no attribute {name!r}")

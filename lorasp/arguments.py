@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     _train(command("train", "train one run"))
     _cell(command("evaluate", "evaluate one trained run"))
     _profile(command("profile", "measure step time and memory of a method on a model"))
+    _budget(command("budget", "fit a method to what another one has of parameters, memory or time"))
     _plan(command("plan", "say what a scale will take before it runs: GPUs, hours, disk"))
     _simulate(command("simulate", "memory and operations of a training step, without a GPU"))
     _report(command("report", "write the report of a scale"))
@@ -92,6 +93,12 @@ def _profile(added: argparse.ArgumentParser) -> None:
     _config(added)
     added.add_argument("--model", required=True)
     added.add_argument("--method", required=True)
+
+
+def _budget(added: argparse.ArgumentParser) -> None:
+    _profile(added)
+    added.add_argument("--out", type=Path, help="the file (default: its place in results/)")
+    _json(added)
 
 
 def _plan(added: argparse.ArgumentParser) -> None:

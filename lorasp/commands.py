@@ -12,10 +12,11 @@ import yaml
 
 from lorasp import gpus
 from lorasp import serve as server
-from lorasp.config import METHODS, Cell, Config, known, load_config, parse_cell, resolve_method
+from lorasp.config import Cell, Config, known, load_config, parse_cell, resolve_method
 from lorasp.errors import UsageError, WorkError
 from lorasp.locks import exclusively
-from lorasp.results import read_yaml, write_json
+from lorasp.methods import table
+from lorasp.results import read_json, write_json
 
 # it warns at import of a 4-bit CPU kernel that it does without
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -140,6 +141,16 @@ def profile(options: argparse.Namespace) -> None:
         print(profile_cell(config, options.model, options.method))
 
 
+def budget(options: argparse.Namespace) -> None:
+    config = load_config(options.config)
+    server.offline()
+    from lorasp import budgets
+
+    path = budgets.write_budget(config, options.model, options.method, options.out)
+    found = read_json(path, "budget")
+    print(json.dumps(found, indent=1) if options.json else f"{path}\n{budgets.as_text(found)}")
+
+
 def plan(options: argparse.Namespace) -> None:
     config = _config_of(options)
     server.offline()
@@ -228,7 +239,7 @@ def doctor(options: argparse.Namespace) -> None:
 def methods(options: argparse.Namespace) -> None:
     config = load_config(options.config) if options.config else None
     if config is None:
-        config = {"methods": read_yaml(METHODS)}
+        config = {"methods": table()}
     listed = [resolve_method(config, name) for name in config["methods"]]
     if options.json:
         keys = ("name", "family", "label", "source", "settings", "trainable_rule")
@@ -291,7 +302,7 @@ def _command(options: argparse.Namespace) -> list[str]:
 COMMANDS: dict[str, Callable[[argparse.Namespace], int | None]] = {
     command.__name__: command
     for command in (
-        *(prepare, train, evaluate, profile, plan, simulate),
+        *(prepare, train, evaluate, profile, budget, plan, simulate),
         *(report, audit, doctor, methods, bench, rehearse, serve),
     )
 }

@@ -11,10 +11,11 @@ from typing import Any
 
 from lorasp.claims import claims_file
 from lorasp.errors import UsageError, WorkError
+from lorasp.methods import METHODS, merge, table
+from lorasp.plugins import code_digest
 from lorasp.results import fingerprint, first_error, read_yaml
 from lorasp.tasks import load_task
 
-METHODS = Path(__file__).parent / "adapters" / "methods.yaml"
 Config = dict[str, Any]
 
 
@@ -42,16 +43,31 @@ def load_config(path: Path) -> Config:
     """Read, complete and validate the configuration of a scale.
 
     `extends: other.yaml` starts from another file beside this one; the keys given here win, mapping
-    by mapping. Methods start from `lorasp/adapters/methods.yaml` in the same way. Raises UsageError
-    with the key, what was found and what is allowed.
+    by mapping. Methods start from those of `lorasp.methods.table` in the same way. Raises
+    UsageError with the key, what was found and what is allowed.
     """
     if not path.is_file():
         raise UsageError(f"there is no configuration {path}; shipped are config/*.yaml")
     config = _with_parents(path)
-    config["methods"] = _merge(read_yaml(METHODS), config.get("methods", {}))
+    try:
+        config["methods"] = table(config.get("methods"))
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     if problem := first_error(config, "config"):
         raise UsageError(f"{path}: {problem}")
     _check_names(path, config)
+    return _with_sweeps(path, config) if config.get("sweeps") else config
+
+
+def _with_sweeps(path: Path, config: Config) -> Config:
+    from lorasp.sweeps import expand  # it needs cells, which are defined here
+
+    try:
+        config = expand(config)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if problem := first_error(config, "config"):
+        raise UsageError(f"{path}: a sweep makes {problem}")
     return config
 
 
@@ -67,13 +83,10 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> Config:
         raise UsageError(f"{path}: extends is {parent!r}; allowed is the name of a file beside it")
     if path in children:
         raise UsageError(f"{path}: extends {parent} and so, in the end, itself; leave one out")
-    return _merge(_with_parents(path.parent / parent, (*children, path)), config)
-
-
-def _merge(under: Any, over: Any) -> Any:
-    if isinstance(under, dict) and isinstance(over, dict):
-        return under | {key: _merge(under.get(key), value) for key, value in over.items()}
-    return over
+    under = _with_parents(path.parent / parent, (*children, path))
+    if "experiments" in config:
+        under.pop("sweeps", None)  # they say what is run, too
+    return merge(under, config)
 
 
 def known(kind: str, name: str, table: dict[str, Any]) -> Any:
@@ -85,6 +98,8 @@ def known(kind: str, name: str, table: dict[str, Any]) -> Any:
 
 def _check_names(path: Path, config: Config) -> None:
     """Every name that the configuration mentions must be one that it defines."""
+    from lorasp.budgets import check as check_budgets  # it needs this module
+
     try:
         for name, task in config["tasks"].items():
             load_task(task.get("definition", name))
@@ -95,6 +110,10 @@ def _check_names(path: Path, config: Config) -> None:
             for kind in ("models", "tasks", "methods", "recipes"):
                 for name in group[kind]:
                     known(f"experiments.{index}.{kind}", name, config[kind])
+        for name, method in config["methods"].items():
+            for other in method.get("match", {}).values():
+                known(f"methods.{name}.match", other, config["methods"])
+        check_budgets(config)
         for model in config["models"].values():
             if model["source"]["kind"] == "run":
                 parse_cell(config, model["source"]["cell"])
@@ -209,19 +228,40 @@ def resolve_method(config: Config, name: str, overrides: dict[str, Any] | None =
     """The method's entry with its name; `overrides` (from --set) win over its settings."""
     entry = known("method", name, config["methods"])
     settings = {**entry.get("settings", {}), **(overrides or {})}
-    return {**entry, "name": name, "settings": settings}
+    resolved = {**entry, "name": name, "settings": settings}
+    return resolved | code_digest(name, entry)
 
 
-def resolve(config: Config, cell: Cell, overrides: dict[str, Any] | None = None) -> Config:
-    """Everything that decides the outcome of a cell, as one JSON-like dictionary."""
+def resolve(
+    config: Config,
+    cell: Cell,
+    overrides: dict[str, Any] | None = None,
+    fitted: bool = True,
+    root: Path | None = None,
+) -> Config:
+    """Everything that decides the outcome of a cell, as one JSON-like dictionary.
+
+    A method with `match` has the settings or the steps that `lorasp budget` has fitted, in
+    results/<scale> or in `root`, and without `fitted` its own. Raises WorkError where they are not
+    fitted yet.
+    """
     recipe = config["recipes"].get(cell.recipe, {})
+    recipe = pick(recipe, model=cell.model, task=cell.task, method=cell.method)
     model = resolve_model(config, cell.model)
+    method = resolve_method(config, cell.method, overrides)
+    if fitted and "match" in method:
+        from lorasp import budgets  # it needs this module
+
+        budget = budgets.read(config, cell.model, cell.method, root)
+        settings = budget["settings"] | (overrides or {})
+        method = resolve_method(config, cell.method, settings) | {"budget": budget}
+        recipe = budgets.stretched(recipe, budget["steps"])
     return {
         "cell": dataclasses.asdict(cell),
         "model": model,
         "task": resolve_task(config, cell.task),
-        "method": resolve_method(config, cell.method, overrides),
-        "recipe": pick(recipe, model=cell.model, task=cell.task, method=cell.method),
+        "method": method,
+        "recipe": recipe,
         "runtime": {**config["runtime"], **model.get("runtime", {})},
     }
 
@@ -247,7 +287,11 @@ def decisive(stage: str, resolved: Config) -> Config:
         "cell": resolved["cell"],
         "model": {key: resolved["model"][key] for key in ("architecture", "targets")},
         "task": {key: value for key, value in task.items() if key not in shown},
-        "method": {"family": method["family"], "settings": method["settings"]},
+        "method": {
+            key: method[key]
+            for key in ("family", "settings", "code", "entry_point", "code_sha256")
+            if key in method
+        },
         "recipe": {key: value for key, value in resolved["recipe"].items() if key not in silent},
         "runtime": runtime,
     }
@@ -272,7 +316,7 @@ def stage_code(*packages: str) -> str:
         {
             str(file.relative_to(root)): file.read_text()
             for file in sorted(files)
-            if file.is_file() and file.suffix != ".pyc" and file != METHODS
+            if file.is_file() and file.suffix != ".pyc" and file.parent != METHODS
         }
     )
 

@@ -11,26 +11,22 @@ dropout, in float32 and float64, s B A is added to a passing copy of W instead, 
 tokens costs less than their two thin products.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
+from .base_layers import autocast_dtype, dense_weight, plain_weight, without_autocast
 from .dropout import draw_kept, kept_scale
-from .weights import ResampledWeight, SelectedWeight
-
-Matrix = SelectedWeight | ResampledWeight
+from .weights import LowRankMatrix
 
 
 class Adapter(NamedTuple):
     """What a layer's function needs besides tensors: its parts, and how they are joined."""
 
     base: Any
-    a: Matrix
-    b: Matrix
+    a: LowRankMatrix
+    b: LowRankMatrix
     scaling: float
     dropout: float
 
@@ -43,7 +39,7 @@ def adapted_linear(x: torch.Tensor, adapter: Adapter) -> torch.Tensor:
     dtype, otherwise the adapter in its own, as in PEFT. There are no second derivatives.
     """
     out: torch.Tensor = AdaptedLinear.apply(
-        x, _plain_weight(adapter.base), adapter.a.values, adapter.b.values, adapter
+        x, plain_weight(adapter.base), adapter.a.values, adapter.b.values, adapter
     )
     return out
 
@@ -60,7 +56,7 @@ class AdaptedLinear(torch.autograd.Function):
         b_values: torch.Tensor | None,
         adapter: Adapter,
     ) -> torch.Tensor:
-        autocast = _autocast_dtype(x)
+        autocast = autocast_dtype(x)
         dtype = autocast or _adapter_dtype(adapter)
         trains_a, trains_b = ctx.needs_input_grad[2:4]
         rows, z = x.reshape(-1, x.shape[-1]), None
@@ -68,7 +64,7 @@ class AdaptedLinear(torch.autograd.Function):
         merges = kept is None and autocast is None and _merging_pays(rows, weight, dtype)
         if weight is None:  # bitsandbytes' layers see to autocast themselves
             out = adapter.base(rows)
-        with _without_autocast(x, autocast):
+        with without_autocast(x, autocast):
             a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
             if weight is not None and merges:
                 merged = torch.addmm(weight, b, a, alpha=adapter.scaling)
@@ -98,7 +94,7 @@ class AdaptedLinear(torch.autograd.Function):
         adapter, dtype = ctx.adapter, ctx.dtype
         needs_x, _, needs_a, needs_b, _ = ctx.needs_input_grad
         dx = da = db = None
-        with _without_autocast(gradient, _autocast_dtype(gradient)):
+        with without_autocast(gradient, autocast_dtype(gradient)):
             g = gradient.reshape(-1, gradient.shape[-1])
             low = g.to(dtype)
             a, b = adapter.a.expanded(a_values).to(dtype), adapter.b.expanded(b_values).to(dtype)
@@ -114,7 +110,7 @@ class AdaptedLinear(torch.autograd.Function):
             if needs_x and ctx.merges:
                 dx = g @ torch.addmm(weight, b, a, alpha=adapter.scaling)
             elif needs_x:
-                dense = _dense_weight(adapter.base, weight, ctx.autocast or ctx.x_dtype)
+                dense = dense_weight(adapter.base, weight, ctx.autocast or ctx.x_dtype)
                 dx = g.to(dense.dtype) @ dense
                 if dx.dtype != dtype:
                     dx.add_(_times(dz @ a, scale))
@@ -128,26 +124,10 @@ class AdaptedLinear(torch.autograd.Function):
 
 
 def _adapter_dtype(adapter: Adapter) -> torch.dtype:
-    matrix = adapter.a
+    matrix: Any = adapter.a
     held = matrix.like if matrix.values is None else matrix.values
     dtype: torch.dtype = held.dtype
     return dtype
-
-
-def _autocast_dtype(x: torch.Tensor) -> torch.dtype | None:
-    device = x.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-
-
-def _without_autocast(x: torch.Tensor, autocast: torch.dtype | None) -> AbstractContextManager[Any]:
-    return nullcontext() if autocast is None else torch.autocast(x.device.type, enabled=False)
-
-
-def _plain_weight(base: nn.Module) -> torch.Tensor | None:
-    """The base weight as (out, in), None where it is quantised."""
-    if isinstance(base, Conv1D):
-        return base.weight.t()
-    return base.weight if type(base) is nn.Linear else None
 
 
 def _merging_pays(rows: torch.Tensor, weight: torch.Tensor | None, dtype: torch.dtype) -> bool:
@@ -189,20 +169,3 @@ def _scale(
 
 def _times(values: torch.Tensor, scale: torch.Tensor | None) -> torch.Tensor:
     return values if scale is None else values * scale
-
-
-def _dense_weight(base: Any, weight: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
-    """The base weight (out, in) by which the gradient is multiplied.
-
-    In `dtype`; a quantised one as bitsandbytes' own backward passes have it.
-    """
-    if weight is not None:
-        return weight.to(dtype)
-    if type(base).__name__ == "Linear4bit":
-        from bitsandbytes.functional import dequantize_4bit
-
-        packed, state = base.weight.data.view(-1, 1), base.weight.quant_state
-        dense: torch.Tensor = dequantize_4bit(packed, state).to(base.compute_dtype or dtype)
-        return dense
-    scales = base.state.SCB.unsqueeze(1) / 127
-    return base.state.CB.to(dtype, copy=True).mul_(scales)  # type: ignore[no-any-return]

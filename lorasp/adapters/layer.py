@@ -1,4 +1,4 @@
-"""PEFT's LoRA layers with the matrices of LoRA-SP in place of the dense ones."""
+"""PEFT's LoRA layers with matrices of our own, as LoRA-SP's, in place of the dense ones."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,18 +12,21 @@ from peft.tuners.lora.layer import LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from .config import LoraSpConfig
+from .config import LoraSpConfig, LowRankConfig
 from .fused import Adapter, adapted_linear
 from .masks import draw_codes, draw_components, draw_mask, selected_count
 from .plan import ModulePlan
-from .weights import ResampledWeight, SelectedWeight
+from .weights import LowRankMatrix, ResampledWeight, SelectedWeight
 
 Shape = tuple[int, int]
+# Makes A (rank x in) and B (out x rank) of one module, by name, on a device: 'cpu', or 'meta',
+# where they are allocated but not drawn.
+MakePair = Callable[[Any, ModulePlan, torch.device], dict[str, LowRankMatrix]]
 
 
 def low_rank_pair(
     config: LoraSpConfig, plan: ModulePlan, device: torch.device
-) -> dict[str, SelectedWeight | ResampledWeight]:
+) -> dict[str, LowRankMatrix]:
     """Make A (rank x in) and B (out x rank) of one module, by name.
 
     A is uniform in (-1/sqrt(in), 1/sqrt(in)) and B zero, as in PEFT's LoRA. B is random where it is
@@ -40,7 +43,7 @@ def low_rank_pair(
     b_is_random = plan.side == "A" or not config.init_lora_weights
     is_random = {"A": plan.side != "A", "B": b_is_random}
 
-    pair: dict[str, SelectedWeight | ResampledWeight] = {}
+    pair: dict[str, LowRankMatrix] = {}
     for side, shape in shapes.items():
         name, seed = f"{plan.name}.{side}", config.selection_seed
         selected, mask_of = _selection(config, plan, side, shape)
@@ -48,12 +51,13 @@ def low_rank_pair(
         if config.resample == "never":
             # What stays at zero need not be stored.
             keeps_rest = keeps_rest and is_random[side]
-            pair[side] = SelectedWeight(shape, selected, keeps_rest, bounds[side], device)
+            weight: Any = SelectedWeight(shape, selected, keeps_rest, bounds[side], device)
         else:
-            pair[side] = ResampledWeight(shape, keeps_rest, bounds[side], mask_of, device)
+            weight = ResampledWeight(shape, keeps_rest, bounds[side], mask_of, device)
         if device.type != "meta":
             codes = draw_codes(shape, seed, name) if is_random[side] else None
-            pair[side].fill(mask_of(0), codes)
+            weight.fill(mask_of(0), codes)
+        pair[side] = weight
     return pair
 
 
@@ -81,7 +85,7 @@ def _component_mask(
 
 
 class LoraSpLayer(nn.Module, LoraLayer):
-    """What LoRA-SP changes in PEFT's LoRA layers: how an adapter is made, and how one is computed.
+    """What is changed in PEFT's LoRA layers: how an adapter is made, and how one is computed.
 
     The usual case, one adapter at work in a layer whose parts nobody has changed, is one function
     (`fused`). Several adapters, rows of a batch with adapters of their own, disabled or merged
@@ -89,21 +93,26 @@ class LoraSpLayer(nn.Module, LoraLayer):
     """
 
     def __init__(
-        self, base_layer: nn.Module, adapter_name: str, config: LoraSpConfig, plan: ModulePlan
+        self,
+        base_layer: nn.Module,
+        adapter_name: str,
+        config: LowRankConfig,
+        plan: ModulePlan,
+        make_pair: MakePair,
     ) -> None:
         nn.Module.__init__(self)
         LoraLayer.__init__(self, base_layer)
         self.is_target_conv_1d_layer = self.fan_in_fan_out = isinstance(base_layer, Conv1D)
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config, plan)
+        self.update_layer(adapter_name, config, plan, make_pair)
 
     def update_layer(  # type: ignore[override]  # only this package calls it
-        self, adapter_name: str, config: LoraSpConfig, plan: ModulePlan
+        self, adapter_name: str, config: LowRankConfig, plan: ModulePlan, make_pair: MakePair
     ) -> None:
         """Add an adapter, on the device and in the dtype of the base layer."""
         device, _ = self._get_base_layer_device_and_dtype(self.get_base_layer())
         on_meta = device is not None and device.type == "meta"
-        pair = low_rank_pair(config, plan, torch.device("meta" if on_meta else "cpu"))
+        pair = make_pair(config, plan, torch.device("meta" if on_meta else "cpu"))
         self.lora_A[adapter_name], self.lora_B[adapter_name] = pair["A"], pair["B"]
         dropout = nn.Dropout(config.lora_dropout) if config.lora_dropout else nn.Identity()
         self.lora_dropout[adapter_name] = dropout
@@ -143,10 +152,11 @@ def _is_untouched(part: Any) -> bool:
     """Whether a module computes what its class says: no hooks, no other forward, no subclass."""
     forward = part._forward_hooks or part._forward_pre_hooks or "forward" in part.__dict__
     backward = part._backward_hooks or part._backward_pre_hooks
-    return type(part) in PARTS and not forward and not backward
+    ours = isinstance(part, LowRankMatrix) or type(part) in PARTS
+    return ours and not forward and not backward
 
 
-def scaling(config: LoraSpConfig, plan: ModulePlan) -> float:
+def scaling(config: LowRankConfig, plan: ModulePlan) -> float:
     """The factor of B A: lora_alpha / r, or with use_rslora lora_alpha / sqrt(r)."""
     return plan.alpha / (sqrt(plan.rank) if config.use_rslora else plan.rank)
 
@@ -174,7 +184,7 @@ if is_bnb_4bit_available():
     LAYER_TYPES[bnb.nn.Linear4bit] = Linear4bit
 
 LAYER_TYPES |= {nn.Linear: Linear, Conv1D: Linear}
-PARTS = {*LAYER_TYPES, SelectedWeight, ResampledWeight, nn.Dropout, nn.Identity}
+PARTS = {*LAYER_TYPES, nn.Dropout, nn.Identity}
 
 
 def layer_type(base_layer: nn.Module) -> Any:

@@ -1,31 +1,28 @@
-"""`LoraSpModel`: the tuner that puts LoRA-SP into a model, registered in PEFT on import."""
+"""The tuners: one for any pair of low-rank matrices of ours, and `LoraSpModel`, that of LoRA-SP."""
 
 from dataclasses import replace
 from typing import Any
 
 import torch
-from peft.mapping import (
-    PEFT_TYPE_TO_CONFIG_MAPPING,
-    PEFT_TYPE_TO_PREFIX_MAPPING,
-    PEFT_TYPE_TO_TUNER_MAPPING,
-)
 from peft.tuners.lora import LoraModel
 from peft.tuners.lora.layer import LoraLayer
-from peft.tuners.tuners_utils import BaseTunerLayer, _maybe_include_all_linear_layers
+from peft.tuners.tuners_utils import _maybe_include_all_linear_layers
 from peft.utils.other import get_pattern_key
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from lorasp.errors import UsageError
 
-from .config import PEFT_TYPE, LoraSpConfig
-from .layer import LAYER_TYPES, LoraSpLayer, layer_type
+from .base_layers import target_modules
+from .config import LoraSpConfig, LowRankConfig
+from .layer import LAYER_TYPES, LoraSpLayer, MakePair, layer_type, low_rank_pair
 from .plan import ModulePlan, adapted_names, trained_sides
+from .tables import register
 from .weights import ResampledWeight, SelectedWeight
 
 
-class LoraSpModel(LoraModel):
-    """Puts LoRA-SP adapters into a model; see `LoraSpConfig` for the method.
+class LowRankModel(LoraModel):
+    """Puts adapters of two low-rank matrices of our own into a model.
 
     Everything but the injection is PEFT's own: use `get_peft_model`, `PeftModel.from_pretrained`
     and the rest as with LoRA. A configuration that does not fit is refused before the
@@ -33,11 +30,19 @@ class LoraSpModel(LoraModel):
     """
 
     tuner_layer_cls: type[LoraLayer] = LoraSpLayer
+    make_pair: MakePair
+    method: str  # as people call it
+    differ: str  # why two adapters have no sum
     _plans: dict[str, ModulePlan]
+
+    def plan_modules(self, config: Any, model: nn.Module) -> dict[str, ModulePlan]:
+        """What each target module gets, by its path; UsageError where the settings do not fit."""
+        targets = target_modules(config, model)
+        return {name: plan_module(config, name, module) for name, module in targets.items()}
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         _maybe_include_all_linear_layers(peft_config, model)
-        self._plans = plan_modules(peft_config, model)
+        self._plans = self.plan_modules(peft_config, model)
 
     def _check_target_module_exists(  # type: ignore[override]  # static there, but called on self
         self, peft_config: Any, key: str
@@ -57,12 +62,28 @@ class LoraSpModel(LoraModel):
     ) -> None:
         plan = self._plans[current_key]
         if isinstance(target, LoraSpLayer):
-            target.update_layer(adapter_name, peft_config, plan)
+            target.update_layer(adapter_name, peft_config, plan, self.make_pair)
             return
-        layer = layer_type(target)(target, adapter_name, peft_config, plan)
+        layer = layer_type(target)(target, adapter_name, peft_config, plan, self.make_pair)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
+
+    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
+        raise UsageError(
+            f"{self.method} adapters cannot be added up into one, as {self.differ}: merge them "
+            "into the base model one after the other (merge_adapter)."
+        )
+
+
+class LoraSpModel(LowRankModel):
+    """Puts LoRA-SP adapters into a model; see `LoraSpConfig` for the method."""
+
+    make_pair = staticmethod(low_rank_pair)
+    method, differ = "LoRA-SP", "their selections differ"
+
+    def plan_modules(self, config: Any, model: nn.Module) -> dict[str, ModulePlan]:
+        return plan_modules(config, model)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -93,29 +114,16 @@ class LoraSpModel(LoraModel):
                 if isinstance(weight, ResampledWeight):
                     weight.redraw(draw)
 
-    def add_weighted_adapter(self, *args: Any, **kwargs: Any) -> None:
-        raise UsageError(
-            "LoRA-SP adapters cannot be added up into one, as their selections differ: merge them "
-            "into the base model one after the other (merge_adapter)."
-        )
-
 
 def plan_modules(config: LoraSpConfig, model: nn.Module) -> dict[str, ModulePlan]:
-    """What each target module of a model gets, by its path; adapters already there are left alone.
+    """What each target module of a model gets from LoRA-SP, by its path.
 
     Raises:
         UsageError: a target is of a type that is not supported, or smaller than the rank.
     """
-    targets: dict[str, nn.Module] = {}
-    inside: tuple[str, ...] = ()
-    for name, module in model.named_modules():
-        if name and not name.startswith(inside):
-            if LoraModel._check_target_module_exists(config, name):
-                targets[name] = module
-            if isinstance(module, BaseTunerLayer):
-                inside += (f"{name}.",)
+    targets = target_modules(config, model)
     plans = {
-        name: _plan_module(config, name, targets[name])
+        name: plan_module(config, name, targets[name])
         for name in adapted_names(list(targets), config)
     }
     if config.selection == "matrix":
@@ -125,12 +133,13 @@ def plan_modules(config: LoraSpConfig, model: nn.Module) -> dict[str, ModulePlan
     return plans
 
 
-def _plan_module(config: LoraSpConfig, name: str, module: nn.Module) -> ModulePlan:
+def plan_module(config: LowRankConfig, name: str, module: nn.Module) -> ModulePlan:
+    """What a target module gets; UsageError where its type is not supported, or it is too small."""
     base: Any = module.get_base_layer() if isinstance(module, LoraSpLayer) else module
     if layer_type(base) is None:
         allowed = ", ".join(kind.__name__ for kind in LAYER_TYPES)
         raise UsageError(
-            f"target module {name} is a {type(base).__name__}; LoRA-SP adapts {allowed}: "
+            f"target module {name} is a {type(base).__name__}; {config.method} adapts {allowed}: "
             "change target_modules or exclude_modules."
         )
     if isinstance(base, Conv1D):
@@ -197,8 +206,4 @@ def _summarize(weights: list[SelectedWeight | ResampledWeight]) -> dict[str, int
     }
 
 
-# register_peft_method takes members of PEFT's own enumeration alone; these tables take any key.
-KEY: Any = PEFT_TYPE
-PEFT_TYPE_TO_CONFIG_MAPPING[KEY] = LoraSpConfig
-PEFT_TYPE_TO_TUNER_MAPPING[KEY] = LoraSpModel
-PEFT_TYPE_TO_PREFIX_MAPPING[KEY] = LoraSpModel.prefix
+register(LoraSpConfig.key, LoraSpConfig, LoraSpModel)

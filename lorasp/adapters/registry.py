@@ -1,60 +1,21 @@
 """From the name of a method to a model that trains it, and back from the files it left."""
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch.distributed.tensor import DTensor
 
 from lorasp.adapters import LoraSpConfig  # registers LORA_SP with PEFT
+from lorasp.adapters.configure import BASE_SETTINGS, peft_config
 from lorasp.adapters.residual import quantize_residual
 from lorasp.errors import UsageError, WorkError
 from lorasp.models import compute_dtype, load_model
 
-TASK_TYPES = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
-SHORT_NAMES = {"rank": "r", "dropout": "lora_dropout", "targets": "target_modules"}
-# Settings of a method that say how the base model is held and run, not what PEFT trains.
-BASE_SETTINGS = ("quantize", "recompute")
 QUANTIZE = ("none", "nf4", "int8", "nf4-residual", "int8-residual")
-
-
-def peft_config(resolved: dict[str, Any]) -> Any:
-    """The PEFT configuration of a run's method.
-
-    Raises UsageError for a family that PEFT does not have, or a setting that the family lacks.
-    """
-    method, model = resolved["method"], resolved["model"]
-    family, name = method["family"], method["name"]
-    if family not in PEFT_TYPE_TO_CONFIG_MAPPING:
-        allowed = ", ".join(sorted(["base", "full", *map(str, PEFT_TYPE_TO_CONFIG_MAPPING)]))
-        raise UsageError(f"methods.{name}.family is {family!r}; allowed are {allowed}")
-    config_class = PEFT_TYPE_TO_CONFIG_MAPPING[family]
-    fields = {field.name for field in dataclasses.fields(config_class)}
-    settings: dict[str, Any] = {"targets": model["targets"]}
-    settings |= {k: v for k, v in method["settings"].items() if k not in BASE_SETTINGS}
-    arguments = {SHORT_NAMES.get(key, key): value for key, value in settings.items()}
-    if unknown := sorted(set(arguments) - fields):
-        shown = sorted({*fields, *SHORT_NAMES, *BASE_SETTINGS})
-        raise UsageError(
-            f"methods.{name}.settings has no {', '.join(unknown)}; "
-            f"{family} allows {', '.join(shown)}"
-        )
-    # PEFT's own LoRA finds a rank of another kind only when it allocates
-    if type(rank := arguments.get("r", 1)) is not int or rank < 1:
-        raise UsageError(
-            f"methods.{name}.settings.rank is {rank!r}; allowed is a whole number from 1"
-        )
-    if "selection_seed" in fields:
-        arguments.setdefault("selection_seed", resolved.get("cell", {}).get("seed", 0))
-    try:
-        return config_class(task_type=TASK_TYPES[model["architecture"]], **arguments)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"methods.{name}.settings: {error}") from error
 
 
 def quantize_of(resolved: dict[str, Any]) -> str:
@@ -87,7 +48,7 @@ def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.M
     _hold_base(model, config, quantize, compute_dtype(resolved))
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
-    except ValueError as error:
+    except (NotImplementedError, TypeError, ValueError) as error:
         raise UsageError(f"method {name}: {error}") from error
     _check_ranks(adapted)
     return adapted

@@ -11,7 +11,34 @@ from torch import nn
 from .masks import decode, pack_bits, unpack_bits
 
 
-class SelectedWeight(nn.Module):
+class LowRankMatrix(nn.Module):
+    """A or B of an adapted layer, as the layer's function (`fused`) needs it.
+
+    `values` is what is trained of it, None where nothing is; `bits` is the mask in force, where
+    there is one that can change between a forward pass and its backward pass.
+    """
+
+    values: Any
+    bits: Any
+
+    def expanded(self, values: Any) -> torch.Tensor:
+        """The dense matrix (out, in) that `values` make; no gradients."""
+        raise NotImplementedError
+
+    def chosen(self, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient of `values`, in their shape, from that of the dense matrix (out, in)."""
+        raise NotImplementedError
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The dense matrix (out, in); gradients flow to `values`."""
+        return Expand.apply(self.values, self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+
+class SelectedWeight(LowRankMatrix):
     """A matrix whose selected entries are one compact parameter, in place of LoRA's nn.Linear.
 
     `values` holds the selected entries in row-major order and nothing else, so that gradients,
@@ -27,8 +54,6 @@ class SelectedWeight(nn.Module):
     """
 
     # Each is None where there is nothing to hold.
-    values: Any
-    bits: Any
     rest: Any
     like: Any
 
@@ -112,14 +137,11 @@ class SelectedWeight(nn.Module):
         places = torch.nonzero_static(mask, size=self.selected).squeeze(1)
         return gradient.index_select(0, places)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
     def extra_repr(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}, selected={self.selected}"
 
 
-class ResampledWeight(nn.Module):
+class ResampledWeight(LowRankMatrix):
     """A matrix whose selection is drawn again during training, hence a parameter in full.
 
     Any entry may be selected some day, so values, gradients and optimizer states cannot be halved.
@@ -134,7 +156,6 @@ class ResampledWeight(nn.Module):
         device: where to allocate; on 'meta' nothing is ever drawn.
     """
 
-    bits: torch.Tensor
     draw: torch.Tensor
 
     def __init__(
@@ -186,11 +207,6 @@ class ResampledWeight(nn.Module):
         """The number of entries that contribute a value and do not move at present."""
         return prod(self.shape) - self.selected if self.keeps_rest else 0
 
-    @property
-    def weight(self) -> torch.Tensor:
-        """The dense matrix (out, in); gradients flow to the selected entries alone."""
-        return Expand.apply(self.values, self)
-
     def expanded(self, values: Any) -> torch.Tensor:
         """The dense matrix (out, in) that `values` make under the present mask; no gradients."""
         values = values.detach().view(self.shape)
@@ -200,24 +216,19 @@ class ResampledWeight(nn.Module):
         """The gradient of `values` from that of the dense matrix: zero where not selected."""
         return gradient.where(self.mask, gradient.new_zeros(())).reshape(-1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
-
     def extra_repr(self) -> str:
         return f"{self.shape[0]}x{self.shape[1]}, draw={int(self.draw)}"
 
 
 class Expand(torch.autograd.Function):
-    """The dense matrix of a `SelectedWeight` or `ResampledWeight`, from its values.
+    """The dense matrix of a `LowRankMatrix`, from its values.
 
-    Nothing but the bit mask is kept for the backward pass. Saved as a tensor, it makes autograd
+    Nothing but a bit mask is kept for the backward pass. Saved as a tensor, it makes autograd
     refuse a selection that was drawn again in between.
     """
 
     @staticmethod
-    def forward(
-        ctx: Any, values: torch.Tensor, matrix: SelectedWeight | ResampledWeight
-    ) -> torch.Tensor:
+    def forward(ctx: Any, values: torch.Tensor, matrix: LowRankMatrix) -> torch.Tensor:
         ctx.matrix = matrix
         ctx.save_for_backward(matrix.bits)
         return matrix.expanded(values)

@@ -25,13 +25,14 @@ from transformers import (
 )
 
 from lorasp.bench import measure
-from lorasp.config import METHODS, Cell, Config, data_folder
+from lorasp.config import Cell, Config, data_folder
 from lorasp.data.generated import BAD, GOOD, NOUNS, VERBS
 from lorasp.data.load import load_split
 from lorasp.data.prepare import prepare_dataset, prepare_model, prepare_tokens
 from lorasp.evaluation.evaluate import evaluate_cell
+from lorasp.methods import table
 from lorasp.planning.workload import facts
-from lorasp.results import read_json, read_yaml
+from lorasp.results import read_json
 from lorasp.training.train import train_cell
 
 SIZES = {
@@ -131,7 +132,7 @@ def prepared(folder: Path, task: str, cores: int) -> Config:
         file = folder / "texts" / f"{split}.parquet"
         file.parent.mkdir(parents=True, exist_ok=True)
         texts(task, split, mean, deviation).to_parquet(file)
-    methods = read_yaml(METHODS)
+    methods = table()
     methods["lora-sp"]["settings"] |= {"rank": RANK, "lora_alpha": RANK}
     config: Config = {
         "scale": "bench",

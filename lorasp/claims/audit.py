@@ -26,6 +26,7 @@ from lorasp.claims import (
     labels,
     load_claims,
 )
+from lorasp.claims.applied import trained
 from lorasp.claims.printed import Outcome
 from lorasp.claims.simulated import simulated
 from lorasp.errors import WorkError
@@ -43,6 +44,7 @@ CHECKS: dict[str, Callable[..., Outcome]] = {
     "halved": budgets.halved,
     "one_setting": budgets.one_setting,
     "states": budgets.states,
+    "trained": trained,
     "simulated": simulated,
     "shapes": equations.shapes,
     "same": equations.same,

@@ -15,10 +15,9 @@ from typing import Any
 
 from lorasp.claims import Claim, Document
 from lorasp.claims.printed import Interval, Outcome, exact, interval, listed, show
-from lorasp.config import METHODS
 from lorasp.errors import WorkError
+from lorasp.methods import table
 from lorasp.public_models import meta_model, public_models
-from lorasp.results import read_yaml
 
 RANKS = range(1, 129)
 MILLIONS = {"10^6": Fraction(1), "2^20": Fraction(2**20, 10**6)}  # what an M may stand for
@@ -195,7 +194,7 @@ def ranks_within(printed: Interval, width: Fraction | int, fixed: Fraction | int
 @functools.cache
 def trained_share(method: str) -> Fraction | None:
     """The share of the entries of A and B that a method trains; None where it trains the model."""
-    known = read_yaml(METHODS)
+    known = table()
     if method not in known:
         raise WorkError(f"the method {method!r} is unknown; known are {', '.join(known)}")
     family = known[method]["family"]

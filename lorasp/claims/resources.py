@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lorasp.claims import Claim
+from lorasp.claims.limits import bound_of, digits, shown
 from lorasp.claims.roles import models_for
 from lorasp.claims.samples import NotRun
 from lorasp.config import Config
@@ -31,7 +32,7 @@ class Ratio(NamedTuple):
     high: float
 
     def verdict(self, bound: float) -> str:
-        """Whether left needs no more than `bound` of what right needs."""
+        """Whether left needs no more than `bound` times what right needs."""
         if self.high <= bound:
             return "reproduced"
         return "not reproduced" if self.low > bound else "inconclusive"
@@ -40,7 +41,7 @@ class Ratio(NamedTuple):
 def judge_resource(
     config: Config, claim: Claim, margin: float, profiles: pd.DataFrame, every_role: bool
 ) -> dict[str, Any]:
-    """The verdict on 'left needs at most (1 - margin) of what right needs', on every model.
+    """The verdict on 'left needs at most `bound_of` times what right needs', on every model.
 
     Memory and counts are the same in every run, so their ratio decides. A time varies: while the
     ratio of the quartiles straddles the bound it is inconclusive. The worst model decides. With
@@ -60,22 +61,23 @@ def judge_resource(
     if not pairs:
         names = " or ".join(claim["models"])
         raise NotRun(f"no profile of {left} and {right} on any {names} is planned at this scale")
-    bound = 1 - margin
+    bound = bound_of(claim["test"], margin)
     ratios = [_ratio(measure, model, (left, right), sides) for model, sides in pairs.items()]
     worst = min(ratios, key=lambda ratio: (ORDER.index(ratio.verdict(bound)), -ratio.value))
     labels = [config["methods"][method]["label"] for method in (left, right)]
     where = f" on {worst.model}" + (f", the worst of {len(ratios)} models," if ratios[1:] else "")
-    digits = 2 if abs(worst.value - bound) >= 0.01 else 3
+    places = digits(worst.value, bound)
     ranged = worst.low < worst.high
     spread = f" (quartiles {worst.low:.2f} to {worst.high:.2f})" if ranged else ""
     return {
         "verdict": worst.verdict(bound),
-        "because": f"The {MEASURES[measure]} of {labels[0]}{where} is {worst.value:.{digits}f} of "
-        f"that of {labels[1]}{spread}; the claim needs {bound:.{digits}f} or less.",
+        "because": f"The {MEASURES[measure]} of {labels[0]}{where} is {worst.value:.{places}f} of "
+        f"that of {labels[1]}{spread}; the claim needs {bound:.{places}f} or less."
+        + _resolution(worst, bound),
         "stand_in": any(model not in claim["models"] for model in pairs),
-        "evidence": [f"{ratio.model}: {ratio.value:.3f}" for ratio in ratios],
+        "evidence": [f"{ratio.model}: {ratio.value:.{max(3, places)}f}" for ratio in ratios],
         "test": {
-            "name": "less",
+            "name": claim["test"],
             "n": len(ratios),
             "planned": len(ratios),
             "estimate": worst.value,
@@ -88,6 +90,17 @@ def judge_resource(
             "seeds_needed": None,
         },
     }
+
+
+def _resolution(ratio: Ratio, bound: float) -> str:
+    """Of a time that cannot be told from the bound: what these measurements could tell."""
+    if ratio.verdict(bound) != "inconclusive":
+        return ""
+    below, above = ratio.value / ratio.high, ratio.value / ratio.low
+    return (
+        f" These timings tell a ratio from {shown(bound)} only if it is below "
+        f"{bound * below:.2f} or above {bound * above:.2f}."
+    )
 
 
 def _profile(profiles: pd.DataFrame, model: str, method: str) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ from lorasp.claims.samples import (
     relation_sample,
     score_sample,
 )
+from lorasp.claims.sensitivity import measured
 from lorasp.config import Config
 
 SMOKE, MINI, PAPER = "smoke", "mini", "paper"
@@ -93,6 +94,8 @@ def _judge_paper(
             record |= _audited(findings.get(claim["id"]), audit)
         elif "unjudged" in claim:
             record |= claim["unjudged"]
+            if "sweep" in claim and scale != SMOKE:
+                record |= dict(zip(("evidence", "rows"), measured(runs, claim), strict=True))
         elif reason := _out_of_scale(claim, scale):
             record |= _not_run(reason)
         elif claim["kind"] == "resource":
@@ -106,8 +109,22 @@ def _judge_paper(
                 for other in others
                 if other["verdict"] != "not run"
             ]
-        records.append(record)
+        records.append(record | _interpreted(claim, record, runs.config))
     return records
+
+
+def _interpreted(claim: Claim, record: Record, config: Config) -> Record:
+    """The sentence of a verdict that rests on a method which is in part our reading, with that."""
+    if record["verdict"] == "not run":
+        return {}
+    sides = [claim.get("check", claim).get(side) for side in ("left", "right")]
+    names = [side["method"] if isinstance(side, dict) else side for side in sides]
+    methods = [config["methods"].get(name, {}) for name in names if name]
+    read = [method for method in methods if "interpretation" in method]
+    said = [
+        f"{method['label']} is an interpretation: {method['interpretation']}" for method in read
+    ]
+    return {"because": " ".join([f"{record['because'].rstrip('.')}.", *said])} if said else {}
 
 
 def _not_run(reason: object) -> Record:

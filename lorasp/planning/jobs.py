@@ -41,7 +41,7 @@ def questions(config: Config, runs: list[Cell], profiles: list[Profiled]) -> lis
     """What must be simulated: the models, methods and lengths of the jobs, with their batches."""
     asked: dict[tuple[str, str, int], set[tuple[int, int | None]]] = defaultdict(set)
     for run in runs:
-        resolved = resolve(config, run)
+        resolved = resolve(config, run, fitted=False)  # a plan comes before any budget is fitted
         length, recipe = resolved["task"]["max_length"], resolved["recipe"]
         if recipe:
             asked[run.model, run.method, length].add((recipe["batch_size"], given(config, recipe)))
@@ -64,7 +64,7 @@ def given(config: Config, recipe: dict[str, Any]) -> int | None:
 
 def jobs_of(ground: Ground, runs: list[Cell]) -> list[Job]:
     """Training and evaluation of runs that differ in their seeds alone."""
-    resolved = resolve(ground.config, runs[0])
+    resolved = resolve(ground.config, runs[0], fitted=False)
     length = resolved["task"]["max_length"]
     names = {key: getattr(runs[0], key) for key in ("model", "task", "method", "recipe")}
     common = names | {"seeds": len(runs)}

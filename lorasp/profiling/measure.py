@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch.optim import Optimizer
 
+from lorasp import budgets
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Config, data_folder, resolve_method, resolve_model
 from lorasp.data.load import check_folder
@@ -45,7 +46,9 @@ def profile_path(config: Config, model: str, method: str) -> Path:
 def resolve_profile(config: Config, model: str, method: str) -> Config:
     """What decides a profile: model, method, runtime, and the shape of the step.
 
-    Raises UsageError where the configuration plans no such profile, or the method trains nothing.
+    A method of fitted size is profiled with what `lorasp budget` has fitted; other steps than the
+    recipe's are no matter of a profile. Raises UsageError where the configuration plans no such
+    profile, or the method trains nothing, WorkError where a size is not fitted yet.
     """
     plan = config["profile"]
     planned = [entry for entry in plan["cells"] if entry["model"] == model]
@@ -55,7 +58,11 @@ def resolve_profile(config: Config, model: str, method: str) -> Config:
         raise UsageError(
             f"profile.cells plans no {model} {method}; planned are {', '.join(pairs) or 'none'}"
         )
-    resolved = {"model": resolve_model(config, model), "method": resolve_method(config, method)}
+    described = resolve_method(config, method)
+    if described.get("match", {}).keys() - {"time"}:
+        settings = budgets.read(config, model, method)["settings"]
+        described = resolve_method(config, method, settings)
+    resolved = {"model": resolve_model(config, model), "method": described}
     if resolved["method"]["family"] == "base":
         raise UsageError(
             f"profile.cells: method {method} trains nothing, so it has no training step"

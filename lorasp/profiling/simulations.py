@@ -10,17 +10,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lorasp.config import (
-    METHODS,
-    Config,
-    data_folder,
-    known,
-    resolve_method,
-    stage_code,
-)
+from lorasp.config import Config, data_folder, known, resolve_method, stage_code
 from lorasp.errors import UsageError, WorkError
+from lorasp.methods import table
 from lorasp.profiling.cells import CODE, cells_of, libraries, resolve_cell
 from lorasp.public_models import public_models
 from lorasp.results import fingerprint, provenance, read_json, sha256_of, write_json
@@ -111,7 +103,7 @@ def ask(
         for name, entry in public_models().items()
     }
     models = public | (config["models"] if config else {})
-    methods = config["methods"] if config else yaml.safe_load(METHODS.read_text())
+    methods = config["methods"] if config else table()
     entry = {**known("model", model, models), "name": model}
     runtime = {"device": "cuda", "precision": "bf16", "weights": entry.pop("weights", "fp32")}
     if config and not dtype:

@@ -21,6 +21,14 @@ MUTED = "#7d8590"
 # Okabe and Ito's palette: the colour-blind tell it apart, on white as on black; and a shape each.
 COLOURS = ("#7d8590", "#009e73", "#0072b2", "#56b4e9", "#d55e00", "#e69f00", "#cc79a7")
 SHAPES = ("triangle-right", "square", "circle", "triangle-down", "diamond", "cross", "triangle-up")
+# Where there are more methods than colours, the group of each is what is told apart.
+GROUPS = {
+    "paper": ("#0072b2", "circle"),
+    "ablation": ("#e69f00", "square"),
+    "peer": ("#d55e00", "diamond"),
+    "peft": ("#009e73", "triangle-up"),
+    "own": ("#cc79a7", "cross"),
+}
 VEGA_LITE = ".".join(alt.SCHEMA_VERSION.strip("v").split(".")[:2])
 VEGA_BASE = "https://vega.github.io/vega-datasets/"  # vl-convert's base of a link like #place
 TEXT = {"labelColor": INK, "titleColor": INK, "labelFontSize": 11, "titleFontSize": 11}
@@ -64,6 +72,15 @@ def colour(config: Config, used: set[str]) -> alt.Color:
 def shape(config: Config, used: set[str]) -> alt.Shape:
     """The encoding of a method by shape."""
     return alt.Shape("method:N", scale=_method_scale(config, used, SHAPES))
+
+
+def group_look(used: set[str]) -> tuple[alt.Color, alt.Shape]:
+    """The encodings of a method's group by colour and by shape."""
+    names = [name for name in GROUPS if name in used]
+    colours, shapes = (
+        alt.Scale(domain=names, range=[GROUPS[name][k] for name in names]) for k in (0, 1)
+    )
+    return alt.Color("group:N", scale=colours), alt.Shape("group:N", scale=shapes)
 
 
 def score_scale(values: list[float], points: float = 10) -> alt.Scale:

@@ -18,7 +18,9 @@ TEST_NAMES = {
     "noninferior": "non-inferiority",
     "superior": "superiority",
     "less": "ratio below the margin",
+    "at_most": "ratio up to the margin above 1",
 }
+RATIOS = ("less", "at_most")  # the tests of resources
 RULE = (
     "picked by rule, the first four that there are: the score or relation not reproduced with the "
     "smallest p, the one reproduced with the smallest p, the resource claim that fails by most or "
@@ -54,8 +56,8 @@ def estimate(test: dict[str, Any] | None) -> str:
     """'−2.9 [−4.1, −1.7]' in points, or a ratio as '×0.72'; empty where nothing was estimated."""
     if test is None or test["estimate"] is None:
         return ""
-    if test["name"] == "less":
-        return f"×{test['estimate']:.2f}"
+    if test["name"] in RATIOS:
+        return f"×{test['estimate']:.{3 if test['name'] == 'at_most' else 2}f}"
     text = signed(test["estimate"])
     if test["interval"] is None:
         return text
@@ -223,7 +225,7 @@ def basis(entries: list[dict[str, Any]]) -> list[str]:
     }
     for entry in entries:
         if entry["paper"] == PAPER and ("test" in entry or entry["audited"]):
-            measured = "test" in entry and entry["test"]["name"] == "less"
+            measured = "test" in entry and entry["test"]["name"] in RATIOS
             kind = "the audit alone" if entry["audited"] else "trained runs"
             kind = "simulated steps" if entry["simulated"] else kind
             kinds["measured costs" if measured else kind][entry["verdict"]] += 1

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorasp.budgets import holds
 from lorasp.config import Cell, Config, cells, decisive, parse_cell, resolve
 from lorasp.errors import WorkError
 from lorasp.results import fingerprint, read_json
@@ -74,7 +75,8 @@ def _read_run(
     config: Config, cell: Cell, root: Path
 ) -> tuple[dict[str, Any], list[Any], list[Any]]:
     names = {key: getattr(cell, key) for key in (*RUN, "seed")}
-    resolved, folder = resolve(config, cell), _folder(cell, root)
+    fitted = holds(config, cell.model, cell.method, root)
+    resolved, folder = resolve(config, cell, fitted=fitted, root=root), _folder(cell, root)
     run: dict[str, Any] = {
         **names,
         "status": NOT_RUN,

@@ -21,16 +21,10 @@ from lorasp.report.charts import (
 )
 from lorasp.report.collect import DONE, RUN, Results
 from lorasp.report.costs import COSTS, lora_profile
-from lorasp.report.pareto import pareto, pareto_points
 from lorasp.report.tables import UNTRAINED, Table
 
 Figure = alt.ConcatChart | alt.Chart
 CAPTIONS = {
-    "parameters": "Score against the number of trainable parameters. The line is the Pareto front: "
-    "the best score for at most so many parameters. Bars: one standard deviation over the seeds, "
-    "of their mean over the tasks. Dotted: the untouched base model.",
-    "memory": "Score against the measured peak memory of a training step, with the Pareto front. "
-    "Dotted: the untouched base model.",
     "seeds": "Every seed a dot; the upright stroke is their mean, the bar its 90 % interval "
     "(Student's t).",
     "figure2": "Figure 2 of the paper, redone: every method across the tasks. Filled marks are "
@@ -47,10 +41,7 @@ def draw_all(
     config: Config, results: Results, tables: list[Table], stamp: str
 ) -> dict[str, Figure]:
     """Every figure by its file name; `stamp` is written across each panel (empty: nothing is)."""
-    points = pareto_points(config, results, tables)
     return {
-        "parameters": pareto(config, points, "trainable", "trainable parameters", stamp),
-        "memory": pareto(config, points, "memory", "peak memory of a step, MiB", stamp),
         "seeds": seeds(config, results, stamp),
         "figure2": figure2(config, results, tables, stamp),
         "profile": costs(config, results, stamp),

@@ -33,6 +33,7 @@ LATEX = {
     "δ": r"$\delta$",
     "ᵀ": "$^T$",
     "²": "$^2$",
+    "†": r"$\dagger$",
     "½": r"$\frac12$",
 }
 # After = and @ spreadsheets compute; after a sign too, where a call or a program follows.

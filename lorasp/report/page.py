@@ -26,8 +26,12 @@ from lorasp.report.costs import peaks_frame, profile_frame
 from lorasp.report.estimates import estimates_frame
 from lorasp.report.facts import details, duration, notice, numbers, run_groups, summary
 from lorasp.report.figures import CAPTIONS, Figure, draw_all
+from lorasp.report.footnotes import footnotes, marked
 from lorasp.report.formats import as_csv, latex, markdown, plain, write, write_frame
+from lorasp.report.heatmap import without_sweeps
 from lorasp.report.judged import judged
+from lorasp.report.methods_section import CAPTIONS as METHODS_CAPTIONS
+from lorasp.report.methods_section import methods_section
 from lorasp.report.settings import open_settings, settings_frames
 from lorasp.report.simulated import section
 from lorasp.report.simulated_figures import SIMULATED_CAPTIONS, draw_simulated
@@ -75,17 +79,21 @@ def _publish(written: Path, out: Path) -> None:
 
 
 def _write_all(config: Config, out: Path) -> None:
-    results = collect(config)
-    verdicts = judged(config, results)
+    every = collect(config)
+    verdicts = judged(config, every)
     entries = claims_view.view(config, verdicts)
-    papers = claims_view.papers(config, results, verdicts)
+    papers = claims_view.papers(config, every, verdicts)
+    made = summary(config, every)
+    config, results = marked(config), without_sweeps(config, every)
     tables = paper_tables(config, results, by_place(config, verdicts))
     steps = simulations_frame()
     simulated = section(steps)
     benches = read_benches()
     speed = speed_section(benches)
     no_result = "no_result" in config
-    charts = draw_all(config, results, tables, STAMP.format_map(config) if no_result else "")
+    stamp = STAMP.format_map(config) if no_result else ""
+    charts = draw_all(config, results, tables, stamp)
+    methods, methods_charts, methods_frames = methods_section(config, results, every, tables, stamp)
     facts = {
         "config": config,
         "paper": load_claims()["paper"],
@@ -105,27 +113,30 @@ def _write_all(config: Config, out: Path) -> None:
         "estimates": estimates_frame(config),
         "open_settings": open_settings(config, results),
         "settings": settings_frames(config, results),
+        "footnotes": footnotes(config, set(every.runs["method"]) | set(results.profiles["method"])),
         "figures": _figures(charts, CAPTIONS, out / "figures"),
+        "methods": methods,
+        "methods_figures": _figures(methods_charts, METHODS_CAPTIONS, out / "figures"),
         "simulated": simulated,
         "simulated_figures": _figures(draw_simulated(steps), SIMULATED_CAPTIONS, out / "figures"),
         "speed": speed,
         "speed_figures": _figures(draw_speed(benches), SPEED_CAPTIONS, out / "figures"),
-        "summary": summary(config, results),
-        "groups": run_groups(results),
-        "details": details(results),
-        "unplanned": results.unplanned,
+        "summary": made,
+        "groups": run_groups(every),
+        "details": details(every),
+        "unplanned": every.unplanned,
     }
-    write_json(out / "results.json", numbers(config, results, facts["summary"]), "report")
+    write_json(out / "results.json", numbers(config, every, made), "report")
     judgement = {"scale": config["scale"], "provenance": provenance(), "papers": papers}
     write_json(out / "verdicts.json", judgement | {"verdicts": verdicts}, "verdicts")
     measured = {"profile": facts["costs"], "peaks": facts["peaks"]}
-    frames = {table["name"]: as_frame(table) for table in tables} | measured
+    frames = {table["name"]: as_frame(table) for table in tables} | measured | methods_frames
     for table in (*simulated["tables"], *speed["tables"]):
         frames[table["name"]] = table["frame"]
     if not facts["estimates"].empty:
         frames["estimates"] = facts["estimates"]
     prose = {"claims": claims_view.claims_frame(entries), "audit": claims_view.audit_frame(entries)}
-    _write_tables(out / "tables", results, tables, frames, prose)
+    _write_tables(out / "tables", every, tables, frames, prose)
     settings = {name: markdown(frame) for name, frame in facts["settings"].items()}
     shown = {name: markdown(frame) for name, frame in (frames | prose).items()}
     text = environment().get_template("report.md.j2").render(facts, markdown=shown | settings)
@@ -145,7 +156,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.filters |= {"anchor": anchor, "plain": plain, "duration": duration}
+    made.filters |= {"anchor": anchor, "plain": plain, "duration": duration, "markdown": markdown}
     made.filters["difference"] = claims_view.difference
     return made
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasp.claims import load_claims
+from lorasp.claims import PAPER, load_claims
 from lorasp.claims.statistics import interval
 from lorasp.config import Config
 from lorasp.report.collect import RUN, Results, per_seed
@@ -60,14 +60,22 @@ def _special(recipe: dict[str, Any]) -> list[tuple[tuple[str, ...], dict[str, An
 
 
 def open_settings(config: Config, results: Results) -> list[dict[str, Any]]:
-    """The paper's open settings: {setting, paper, assumed, effects}, an effect a compared pair.
+    """What the papers leave open: {of, setting, paper, assumed, effects}.
 
-    An effect is {what, of, estimate, interval, n}: mean of the second less the first of the pair,
-    in points, paired by seed, with its Student interval (None where it cannot be told).
+    `of` is the paper's title: that of the paper that the suite reproduces, then those of the other
+    claims files of the configuration. An effect of a compared pair is {what, of, estimate,
+    interval, n}: mean of the second less the first, in points, paired by seed, with its Student
+    interval (None where it cannot be told).
     """
+    names = dict.fromkeys([PAPER, *config["claims"]])
     return [
-        {**entry, "effects": _effects(config, results, entry.get("compare", {}))}
-        for entry in load_claims()["paper"].get("not_stated", [])
+        {
+            "of": paper["title"],
+            **entry,
+            "effects": _effects(config, results, entry.get("compare", {})),
+        }
+        for paper in (load_claims(name)["paper"] for name in names)
+        for entry in paper.get("not_stated", [])
     ]
 
 

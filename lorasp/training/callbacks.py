@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from lorasp.adapters import protect_unselected
+from lorasp.adapters import hooks, protect_unselected
 from lorasp.training.checkpoints import is_sealed
 from lorasp.training.trainer import CellTrainer, random_states, set_random_states
 
@@ -36,6 +36,21 @@ class Selection(TrainerCallback):
         if draw != self.draw:
             self.model.base_model.resample_selection(draw)  # type: ignore[operator,union-attr]
             self.draw = draw
+
+
+class Allocation(TrainerCallback):
+    """Tells a method that moves rank during training how long it takes, and of each step."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.model = model
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        optimizer = kwargs["optimizer"]
+        plain = getattr(optimizer, "optimizer", optimizer)
+        hooks.begin(self.model, plain, state.max_steps, state.global_step)
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        hooks.after_step(self.model, state.global_step + 1)
 
 
 class Checkpoints(TrainerCallback):

@@ -20,6 +20,8 @@ from transformers import (
 )
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
+from lorasp import optimizers
+from lorasp.adapters import hooks
 from lorasp.adapters.registry import apply_method, count_parameters, save_adapter
 from lorasp.config import Cell, data_folder, resolve
 from lorasp.data.load import check_folder, load_split
@@ -29,7 +31,7 @@ from lorasp.processes import Again
 from lorasp.recompute import recompute_activations
 from lorasp.results import forget_results, provenance, write_json
 from lorasp.training import best_epoch, sharded
-from lorasp.training.callbacks import Checkpoints, Diverged, Progress, Selection
+from lorasp.training.callbacks import Allocation, Checkpoints, Diverged, Progress, Selection
 from lorasp.training.checkpoints import newest_sound
 from lorasp.training.history import History, identity, recall
 from lorasp.training.trainer import CellTrainer
@@ -193,6 +195,13 @@ def _fit(
     best = recipe["select"] == "best"
     validation = best_epoch.rows(task, token_folder) if best else None
     several = sharded.size() > 1
+    kind = optimizers.kind_of(resolved)
+    if several and (hooks.reallocates(model) or kind == "lorafa"):
+        raise UsageError(
+            f"method {resolved['method']['name']} trains in one process: "
+            + ("LoRA-FA's optimizer" if kind == "lorafa" else "what it moves between modules")
+            + " cannot be shared out; leave out --processes, or give it 1"
+        )
     trainer = (sharded.ShardedTrainer if several else CellTrainer)(
         model=model,
         args=_arguments(resolved, checkpoints, history.micro_batch or 1, steps, best),
@@ -206,6 +215,7 @@ def _fit(
     trainer.causal = resolved["model"]["architecture"] == "causal"
     trainer.model_accepts_loss_kwargs = True  # the loss comes divided by the whole batch
     trainer.history = history
+    trainer.resolved = resolved
     if trainer.args.n_gpu > 1:
         raise UsageError(
             f"{trainer.args.n_gpu} CUDA devices are visible, and one run would spread its batch "
@@ -217,7 +227,7 @@ def _fit(
     keeper_of = sharded.AgreedCheckpoints if several else Checkpoints
     keeper = keeper_of(trainer, minutes, best, history.checkpoint)
     progress = Progress()
-    for callback in (Selection(model), keeper, progress):
+    for callback in (Selection(model), Allocation(model), keeper, progress):
         trainer.add_callback(callback)
     status, diverged_at = "finished", None
     handlers = {

@@ -11,6 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import Trainer
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from lorasp import optimizers
+from lorasp.adapters import hooks
 from lorasp.errors import WorkError, is_out_of_memory
 from lorasp.training import checkpoints
 from lorasp.training.history import History
@@ -31,6 +33,7 @@ class CellTrainer(Trainer):
     """
 
     causal = False  # causal models divide by the tokens of the whole batch themselves
+    resolved: dict[str, Any] | None = None  # of the run, whose method may bring an optimizer along
     history: History
     order: "Order"
     digests: dict[str, str] = {}  # noqa: RUF012 (of a checkpoint's files, where known already)
@@ -41,6 +44,19 @@ class CellTrainer(Trainer):
         batch_size = self.args.train_batch_size * self.args.gradient_accumulation_steps
         self.order = Order(batch_size, lengths=rows["length"][:])
         return self.order
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        if self.resolved is None or optimizers.kind_of(self.resolved) == "adamw":
+            return super().create_optimizer(*args, **kwargs)
+        model: Any = self.model
+        self.optimizer = optimizers.of_method(
+            model,
+            self.resolved,
+            self.args.learning_rate,
+            self.args.weight_decay,
+            fused=self.args.device.type == "cuda",
+        )
+        return self.optimizer
 
     def compute_loss(
         self,
@@ -99,6 +115,7 @@ class CellTrainer(Trainer):
     def loop_state(self) -> dict[str, Any]:
         """What the training loop holds besides, and the Trainer's own checkpoints leave out."""
         return {
+            "allocation": hooks.allocation_state(self.model),
             "order": self.order.began,
             "loss": self._tr_loss.detach().clone(),
             "loss_before": self._total_loss_scalar,
@@ -109,7 +126,10 @@ class CellTrainer(Trainer):
         restore(self.model, Path(resume_from_checkpoint))
 
     def _load_best_model(self) -> None:
-        restore(self.model, Path(str(self.state.best_model_checkpoint)))
+        folder = Path(str(self.state.best_model_checkpoint))
+        restore(self.model, folder)
+        state = torch.load(folder / LOOP, weights_only=True)
+        hooks.restore_allocation(self.model, state["allocation"])
 
     def _init_training_state(
         self, max_steps: int, steps_an_epoch: int, epochs: int, checkpoint: str | None, trial: Any
@@ -133,6 +153,7 @@ class CellTrainer(Trainer):
     def restore_loop(self, folder: Path) -> None:
         """Take over what `loop_state` gave, when training begins again."""
         state = torch.load(folder / LOOP, weights_only=True)
+        hooks.restore_allocation(self.model, state["allocation"])
         self._tr_loss.copy_(state["loss"])
         self._total_loss_scalar = state["loss_before"]
         self._globalstep_last_logged = state["last_logged"]
@@ -174,6 +195,10 @@ def restore(model: Any, folder: Path) -> None:
     saved = load_file(folder / TRAINED)
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in saved:
+            if tensor.shape != saved[name].shape:  # a matrix that has gained or lost rank
+                tensor.data = torch.empty_like(
+                    saved[name], dtype=tensor.dtype, device=tensor.device
+                )
             tensor.copy_(saved[name])
 
 

@@ -71,6 +71,7 @@ def write_paper(folder: Path, *claims: dict[str, Any]) -> str:
         "point": {"value": 1.0, "unit": "points", "because": "a test"},
         "wide": {"value": 3.0, "unit": "points", "because": "a test"},
         "tenth": {"value": 0.1, "unit": "share", "because": "a test"},
+        "none": {"value": 0.0, "unit": "share", "because": "a test"},
     }
     paper = {"title": "T", "authors": ["A"], "arxiv": "2401.00001", "year": 2024, "read": "none"}
     document = {

@@ -48,6 +48,21 @@ def test_states_are_weights_gradients_moments_and_masks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("thousandths", "verdict"),
+    [(900, "reproduced"), (1001, "reproduced"), (1002, "not reproduced")],
+)
+def test_at_most_allows_the_margin_above(thousandths: int, verdict: str) -> None:
+    document = {"margins": {"thousandth": {"value": 0.001}}}
+    plant("llama-7b", "lora", step(backward=10**12))
+    plant("llama-7b", "mine", step(backward=thousandths * 10**9))
+    given = {"left": "mine", "right": "lora", "measure": "flops", "models": ["llama-7b"]}
+    outcome = simulated(document, {}, **given, margin="thousandth", test="at_most")
+    assert outcome.verdict == verdict
+    assert f"is {thousandths / 1000:.4g}" in outcome.found
+    assert outcome.found.endswith("what counts is 1.001 or less")
+
+
+@pytest.mark.parametrize(
     ("percent", "verdict"),
     [(50, "reproduced"), (90, "reproduced"), (91, "not reproduced"), (100, "not reproduced")],
 )
@@ -109,6 +124,7 @@ def test_what_is_missing_is_not_run_and_says_the_command() -> None:
     [
         ({"measure": "speed"}, "measure is 'speed'; allowed are peak, activations, states"),
         ({"margin": "half"}, "margin is 'half'; allowed are tenth"),
+        ({"test": "more"}, "test is 'more'; allowed are less and at_most"),
         ({"left": {"quantize": "nf4"}}, "allowed are a method, or method with quantize and rec"),
         ({"left": {"method": "lora", "rank": "8"}}, "allowed are a method"),
     ],
@@ -195,20 +211,32 @@ def test_a_shipped_claim_gets_its_verdict_from_the_audit(folder: Path) -> None:
     assert len(read_json(folder / "audit.json", "audit")["findings"]) == len(findings)
 
 
+# Not judged then and not now; why not changed when sweeps were there to be shown beside them.
+REWORDED = {"sentence.robust", "sentence.rank"}
+
+
+def decisive_then(document: dict[str, Any]) -> str:
+    part = decisive(document)
+    part["claims"] = [claim for claim in part["claims"] if claim["id"] not in REWORDED]
+    return fingerprint(part)
+
+
 @pytest.mark.parametrize(
     ("name", "published"),
-    [(PAPER, "66a2d0979b11dc453a3c66285ccd7523ae9bbf03f974ac92e5f34d7a0ab9fb8c"),
+    [(PAPER, "bc90cae653efe8d8cb4c7df8a9f074bc3e172f0b988519d4259a6998dac5a152"),
      ("controls", "337c68749fff0900f872af17a279466cdb3e3d1d360138a8bbd935a91fb04c68")],
 )  # fmt: skip
 def test_the_margins_are_those_that_the_first_report_published(name: str, published: str) -> None:
-    assert fingerprint(decisive(load_claims(name))) == published
+    assert decisive_then(load_claims(name)) == published
     committed = subprocess.run(
         ["git", "-C", ROOT, "show", f"018b43b:lorasp/claims/{name}.yaml"],
         capture_output=True,
         text=True,
     )
     if committed.returncode == 0:  # outside a checkout there is no history to ask
-        assert fingerprint(decisive(yaml.safe_load(committed.stdout))) == published
+        assert decisive_then(yaml.safe_load(committed.stdout)) == published
+    unjudged = {c["id"]: "unjudged" in c for c in load_claims()["claims"] if c["id"] in REWORDED}
+    assert unjudged == dict.fromkeys(REWORDED, True)
 
 
 def test_a_check_beside_unjudged_leaves_the_margins_as_they_were() -> None:

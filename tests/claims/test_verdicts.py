@@ -365,6 +365,73 @@ def test_time_needs_quartiles_on_one_side(
     assert found["test"]["interval"] == pytest.approx(list(quartiles))
 
 
+@pytest.mark.parametrize(
+    ("left", "verdict"),
+    [(900, "reproduced"), (1100, "reproduced"), (1101, "not reproduced"), (1300, "not reproduced")],
+)
+def test_at_most_allows_the_margin_above(tmp_path: Path, left: int, verdict: str) -> None:
+    measured = profiles(
+        {"method": "lora-sp", "peak_memory": left}, {"method": "lora", "peak_memory": 1000}
+    )
+    found = one(resource(test="at_most"), tmp_path, measured=measured)
+    assert found["verdict"] == verdict and found["test"]["name"] == "at_most"
+    assert found["because"].endswith(
+        "; the claim needs 1.100 or less." if abs(left - 1100) < 10 else "needs 1.10 or less."
+    )
+    assert f"is {left / 1000:.2f}" in found["because"] and found["test"]["margin"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("quartiles", "verdict"),
+    [((0.97, 1.03), "inconclusive"), ((1.11, 1.2), "not reproduced"), ((0.9, 1.09), "reproduced")],
+)
+def test_a_time_near_the_bound_says_what_it_could_tell(
+    tmp_path: Path, quartiles: tuple[float, float], verdict: str
+) -> None:
+    low, high = quartiles
+    margin = 0.0 if verdict == "inconclusive" else 0.1
+    measured = profiles(
+        {"method": "lora-sp", "step": (low + high) / 2, "q1": low, "q3": high},
+        {"method": "lora", "step": 1.0, "q1": 1.0, "q3": 1.0},
+    )
+    claim = resource("step", test="at_most", margin="tenth" if margin else "none")
+    found = one(claim, tmp_path, measured=measured)
+    assert found["verdict"] == verdict
+    told = "These timings tell a ratio from 1.00 only if it is below 0.97 or above 1.03."
+    assert found["because"].endswith(told) == (verdict == "inconclusive")
+
+
+def test_a_reading_of_ours_is_told_with_every_verdict_that_rests_on_it(tmp_path: Path) -> None:
+    ours = config()
+    ours["methods"]["lora-sp"]["interpretation"] = "Half of it is ours."
+    told = "LoRA-SP is an interpretation: Half of it is ours."
+    found = one(relation(), tmp_path, results(), config=ours)
+    assert found["because"].endswith(f"the margin is 1.0. {told}")
+    swapped = one(relation(left="lora", right="lora-sp"), tmp_path, results(), config=ours)
+    assert swapped["because"].endswith(told)
+    assert told not in one(relation(left="lora"), tmp_path, results(), config=ours)["because"]
+    assert told not in one(relation(), tmp_path, results())["because"]
+    assert told not in one(relation(tasks=["rte"]), tmp_path, config=ours)["because"]  # not run
+    measured = profiles(
+        {"method": "lora-sp", "peak_memory": 80}, {"method": "lora", "peak_memory": 100}
+    )
+    found = one(resource(), tmp_path, measured=measured, config=ours)
+    assert found["because"].endswith(told)
+    side = {"method": "lora-sp", "quantize": "nf4"}
+    claim = {
+        "id": "claim", "kind": "resource", "where": "text", "printed": "less",
+        "check": {"name": "simulated", "left": side, "right": "lora"},
+    }  # fmt: skip
+    path = write_paper(tmp_path, claim)
+    finding = {
+        "paper": Path(path).stem,
+        "id": "claim",
+        "verdict": "reproduced",
+        "found": "So be it",
+    }
+    assert verdicts(path, ours, audit=[finding])["claim"]["because"] == f"So be it. {told}"
+
+
 def test_the_worst_model_decides_and_is_named(tmp_path: Path) -> None:
     sides = [
         {"model": model, "method": method, "peak_memory": memory}

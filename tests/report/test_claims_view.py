@@ -67,6 +67,7 @@ def test_the_tally_counts_the_papers_claims_alone() -> None:
         (a_test(estimate=-2.94, interval=[-4.06, -1.75]), "−2.9 [−4.1, −1.8]"),
         (a_test(estimate=0.5), "+0.5"),
         (a_test(name="less", estimate=0.7249), "×0.72"),
+        (a_test(name="at_most", estimate=1.0012), "×1.001"),
         (a_test(), ""),
         (None, ""),
     ],

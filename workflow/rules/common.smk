@@ -3,7 +3,7 @@ import os
 import sys
 from pathlib import Path
 
-from lorasp import gpus, public_models
+from lorasp import budgets, gpus, public_models
 from lorasp.claims import claims_file
 from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
 from lorasp.config import resolve_task, stage_code, text_of
@@ -123,7 +123,7 @@ wildcard_constraints:
 
 def cell_of(wildcards):
     names = {**dict(wildcards), "scale": SCALE, "seed": int(wildcards.seed)}
-    return resolve(CONFIG, Cell(**names))
+    return resolve(CONFIG, Cell(**names), fitted=False)
 
 
 def dataset_manifest(name):
@@ -196,6 +196,27 @@ def profile_values(wildcards):
         "family": method["family"],
         "settings": method.get("settings"),
     }
+
+
+# Methods that are to have what another one has: their size or steps are fitted first.
+def budget_of(wildcards):
+    entry = CONFIG["methods"][wildcards.method]
+    names = (CONFIG, wildcards.model, wildcards.method)
+    return [budgets.path_of(*names)] if "match" in entry else []
+
+
+def size_of(wildcards):
+    # a profile is of one step, and another number of them is no matter of it
+    entry = CONFIG["methods"][wildcards.method]
+    return [] if "time" in entry.get("match", {}) else budget_of(wildcards)
+
+
+def budget_profiles(wildcards):
+    return budgets.profiles(CONFIG, wildcards.model, wildcards.method)
+
+
+def budget_values(wildcards):
+    return budgets.inputs(CONFIG, wildcards.model, wildcards.method)
 
 
 def local_files(source):

@@ -6,6 +6,7 @@ rule evaluate:
         result=rules.train.output.result,
         adapter=rules.train.output.adapter,
         data=task_datasets,
+        budget=budget_of,
     output:
         f"{RUN}/metrics.json",
     log:

@@ -4,6 +4,7 @@
 rule profile:
     input:
         model=task_model,
+        budget=size_of,
     output:
         f"{RESULTS}/profile/{{model}}/{{method}}.json",
     log:

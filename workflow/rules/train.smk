@@ -5,6 +5,7 @@ rule train:
     input:
         model=task_model,
         tokens=rules.prepare_tokens.output,
+        budget=budget_of,
     output:
         result=f"{RUN}/train.json",
         adapter=directory(f"{RUN}/adapter"),

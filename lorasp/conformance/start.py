@@ -1,0 +1,146 @@
+"""Checks of a method before its first step: what it builds, draws, counts and costs."""
+
+from lorasp.adapters.registry import count_parameters
+from lorasp.errors import UsageError
+from lorasp.plugins import told
+from lorasp.profiling.simulate import simulate
+
+from .subject import (
+    Failed,
+    NotApplicable,
+    Subject,
+    differing,
+    distance,
+    optimizer_of,
+    trainable,
+    whole_state,
+)
+
+NOWHERE = "no_such_setting"
+# Of rounding: the same product in another order of sums.
+NEAR = 1e-5
+
+
+def builds(subject: Subject) -> str:
+    """The method can be put into the model, and has something to train."""
+    found = count_parameters(subject.built())
+    if not found["trainable"] and subject.method["family"] != "base":
+        raise Failed(
+            "expected something to train, found no parameter that requires a gradient; make what "
+            "is to be trained an nn.Parameter"
+        )
+    return f"{found['trainable']:,} of {found['total']:,} parameters are trained"
+
+
+def refuses_unknown(subject: Subject) -> str:
+    """A setting that the method does not have is refused by name."""
+    try:
+        subject.built(**{NOWHERE: 1})
+    except UsageError as error:
+        if NOWHERE in str(error):
+            return "a setting that it lacks is refused by name"
+        raise Failed(
+            f"expected the unknown setting {NOWHERE} to be named, found: {error}; name it in the "
+            "error"
+        ) from error
+    raise Failed(
+        f"expected the unknown setting {NOWHERE} to be refused, found that it is accepted and "
+        "changes nothing; take no **kwargs in the constructor"
+    )
+
+
+def starts_at_base(subject: Subject) -> str:
+    """Before training the adapted model computes what the base does."""
+    if not subject.method.get("starts_at_base", True):
+        raise NotApplicable("the entry says starts_at_base: false")
+    off = distance(subject.logits(subject.built()), subject.logits(subject.base()))
+    if off > NEAR:
+        raise Failed(
+            f"expected the base's logits before training, found logits {off:.2g} away (of the "
+            f"largest, allowed {NEAR:g}); let the change of the weight start at zero, or say "
+            "starts_at_base: false"
+        )
+    return "before training its logits are the base's"
+
+
+def is_seeded(subject: Subject) -> str:
+    """The same seed gives the same numbers through two steps, and another seed gives others."""
+    before, after = [], []
+    for seed in (0, 0, 1):
+        model = subject.built(seed)
+        before.append(whole_state(model))
+        for _ in subject.steps(model, 2):
+            pass
+        after.append(whole_state(model))
+    if different := differing(before[0], before[1]):
+        raise Failed(
+            f"expected the same numbers from the same seed, found others in {_some(different)}; "
+            "draw from the generator that the constructor is given, and from nothing else"
+        )
+    if different := differing(after[0], after[1]):
+        raise Failed(
+            f"expected two runs of one seed to be the same after two steps, found others in "
+            f"{_some(different)}; draw nothing in the forward pass but by torch's own generator"
+        )
+    others = differing(before[0] | after[0], before[2] | after[2])
+    if not subject.method.get("seeded", True):
+        if others:
+            raise Failed(
+                f"the entry says seeded: false, found that {_some(others)} differ from seed to "
+                "seed; leave the key out"
+            )
+        return "nothing is drawn at random"
+    if not others:
+        raise Failed(
+            "expected another seed to draw other numbers, found the same; draw from the generator "
+            "that the constructor is given, or say seeded: false"
+        )
+    return "one seed, the same numbers; another seed, others"
+
+
+def counts(subject: Subject) -> str:
+    """The number of trained parameters is what the optimizer holds moments for."""
+    model = subject.built()
+    if not trainable(model):
+        raise NotApplicable("nothing is trained")
+    said, whole = count_parameters(model)["trainable"], count_parameters(subject.base())["total"]
+    optimizer = optimizer_of(model)
+    for _ in subject.steps(model, 3, optimizer):
+        pass
+    held = sum(state["exp_avg"].numel() for state in optimizer.state.values())
+    if held != said:
+        raise Failed(
+            f"expected moments for the {said:,} parameters that are counted as trained, found "
+            f"moments for {held:,}; make no parameter that the forward pass does not use"
+        )
+    if said > whole:
+        raise Failed(
+            f"expected at most the {whole:,} parameters of full fine-tuning, found {said:,}; "
+            "a smaller size (such as rank) is needed"
+        )
+    return f"{said:,} trained parameters, {said / whole:.1%} of full fine-tuning's"
+
+
+def has_costs(subject: Subject) -> str:
+    """The simulator counts the memory and the operations of a step."""
+    resolved = subject.resolved() | {"profile": {"batch": 4, "length": 8}}
+    if subject.method["family"] == "base":
+        raise NotApplicable("nothing is trained")
+    try:
+        found = simulate(resolved, subject.folder)
+    except Exception as error:
+        raise NotApplicable(
+            f"the simulator cannot run it, which sees no values: {told(error)}"
+        ) from error
+    real = count_parameters(subject.built())["trainable"]
+    if found["parameters"]["trainable"] != real:
+        raise Failed(
+            f"expected {real:,} trained parameters in the simulated step, found "
+            f"{found['parameters']['trainable']:,}; let shapes not depend on values"
+        )
+    return f"peak {found['peak_bytes'] / 2**20:.2f} MiB, {found['flops'] / 1e6:.2f} MFLOP a step"
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(names[:2])
+    return shown if len(names) <= 2 else f"{shown} and {len(names) - 2} more"

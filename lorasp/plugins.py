@@ -1,0 +1,196 @@
+"""Methods that are not the suite's: where their classes are, and what their source says of them.
+
+Nothing is imported here: a table of methods is read often, and must not wait for torch, nor run
+somebody's code. `lorasp.adapters.own` imports a class when a run needs it.
+"""
+
+import ast
+import re
+import traceback
+from collections.abc import Iterable
+from contextlib import suppress
+from importlib.metadata import EntryPoint, entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from lorasp.errors import UsageError
+from lorasp.results import schema, sha256_of
+
+GROUP = "lorasp.methods"
+# What a class may say of its method by class attributes; they are keys of an entry of the table.
+SAID = (
+    *("label", "trainable_rule", "size", "applies_to", "because"),
+    *("interpretation", "starts_at_base", "merges", "seeded"),
+)
+# The arguments of a Delta's constructor that are no settings: self, and the shape and generator.
+GIVEN = 4
+Entry = dict[str, Any]
+
+
+def installed() -> dict[str, Entry]:
+    """The methods that installed packages offer by entry points, by name; none is imported.
+
+    What is wrong with one of them is told when its class is loaded, and hurts no other.
+    """
+    found = {}
+    for point in entry_points(group=GROUP):
+        package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package"
+        entry = {
+            "family": "DELTA",
+            "group": "own",
+            "label": point.name[:80],
+            "entry_point": point.name,
+            "source": f"{point.value}, of {package}",
+            "trainable_rule": f"what {point.value} makes a parameter",
+        }
+        with suppress(UsageError):
+            file, name = source_of(point.name, entry)
+            entry |= described(file, name)
+        found[point.name] = entry
+    return found
+
+
+def taken(shipped: Iterable[str]) -> list[str]:
+    """A sentence for each entry point whose name is a method of the suite: it is left out."""
+    return [
+        f"the entry point {point.name} ({point.value}) is left out: {point.name} is a method of "
+        "the suite; its author has to choose another name"
+        for point in entry_points(group=GROUP)
+        if point.name in set(shipped)
+    ]
+
+
+def point_of(name: str) -> EntryPoint:
+    """The entry point of that name; UsageError where there is none, or several packages have it."""
+    points = entry_points(group=GROUP, name=name)
+    if len(points) == 1:
+        return next(iter(points))
+    if not points:
+        known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none"
+        raise UsageError(
+            f"no installed package offers a method {name!r} (entry points of the group {GROUP}: "
+            f"{known}); install the package that has it"
+        )
+    several = " and ".join(sorted(point.dist.name if point.dist else "?" for point in points))
+    raise UsageError(f"method {name!r} is offered by {several}: uninstall all of them but one")
+
+
+def source_of(name: str, entry: Entry) -> tuple[Path, str]:
+    """The file and the class that an entry's `code` or `entry_point` names.
+
+    Raises UsageError where there is no such file, or the path leaves the project.
+    """
+    if "code" in entry:
+        place, _, class_name = str(entry["code"]).rpartition(":")
+        inside = schema("config")["$defs"]["inside"]
+        if not re.search(inside["pattern"], place) or not class_name.isidentifier():
+            raise UsageError(
+                f"methods.{name}.code is {entry['code']!r}; allowed is FILE.py:CLASS, with FILE "
+                f"{inside['description']}"
+            )
+        if not Path(place).is_file():
+            raise UsageError(f"methods.{name}.code names {place}, and there is no such file")
+        return Path(place), class_name
+    point = point_of(entry["entry_point"])
+    file = _module_file(point.module)
+    if file is None:
+        raise UsageError(f"methods.{name}: {point.value} is in no module that can be found")
+    return file, point.attr
+
+
+def code_digest(name: str, entry: Entry) -> dict[str, str]:
+    """`code_sha256` of the file that an entry's class is in; nothing for a method of the suite.
+
+    Raises UsageError for a `code` without its file; a package without is told when it is loaded.
+    """
+    if "code" in entry:
+        return {"code_sha256": sha256_of(source_of(name, entry)[0])}
+    if "entry_point" in entry:
+        with suppress(UsageError):
+            return {"code_sha256": sha256_of(source_of(name, entry)[0])}
+    return {}
+
+
+def _module_file(module: str) -> Path | None:
+    """The file of a module, found without importing the packages around it."""
+    top, *rest = module.split(".")
+    spec = find_spec(top)
+    if spec is None or (not rest and not spec.origin):
+        return None
+    if not rest:
+        return Path(str(spec.origin))
+    for folder in spec.submodule_search_locations or ():
+        place = Path(folder, *rest)
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return file
+    return None
+
+
+def described(file: Path, class_name: str) -> Entry:
+    """What a class says of itself, read from its file: keys of an entry of the table.
+
+    `source` is the docstring's first line, `settings` are the constructor's defaults, and the rest
+    are class attributes of those names; what is no literal value is left out. A file that cannot be
+    read, or has no such class at its top, says nothing: it fails when it is imported.
+    """
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return {}
+    classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
+    found = next((node for node in classes if node.name == class_name), None)
+    if found is None:
+        return {}
+    said = {
+        target.id: list(value) if isinstance(value, tuple) else value
+        for node in found.body
+        if isinstance(node, ast.Assign)
+        for target in node.targets
+        if isinstance(target, ast.Name) and target.id in SAID
+        for value in _literal(node.value)
+    }
+    first = (ast.get_docstring(found) or "").partition("\n")[0].strip()
+    return {
+        **({"source": first} if first else {}),
+        "trainable_rule": f"what {class_name} makes a parameter",
+        **said,
+        "settings": _defaults(found),
+    }
+
+
+def _defaults(found: ast.ClassDef) -> dict[str, Any]:
+    """The settings that the constructor of a Delta takes, with their default values."""
+    for node in found.body:
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__":
+            named = [argument.arg for argument in (*node.args.posonlyargs, *node.args.args)]
+            late = zip(reversed(named), reversed(node.args.defaults), strict=False)
+            only = zip(
+                (argument.arg for argument in node.args.kwonlyargs),
+                node.args.kw_defaults,
+                strict=True,
+            )
+            pairs = [(name, value) for name, value in late if name not in named[:GIVEN]]
+            pairs = [*reversed(pairs), *((n, v) for n, v in only if v is not None)]
+            return {name: value for name, node in pairs for value in _literal(node)}
+    return {}
+
+
+def _literal(node: ast.expr) -> list[Any]:
+    """The value of a literal, alone in a list; nothing for any other expression."""
+    try:
+        return [ast.literal_eval(node)]
+    except ValueError:
+        return []
+
+
+def told(error: BaseException, file: Path | None = None) -> str:
+    """The last line of an error's traceback, after its place: that in `file`, if it has one."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename}, line {error.lineno}: SyntaxError: {error.msg}"
+    frames = traceback.extract_tb(error.__traceback__)
+    inside = [f for f in frames if file and Path(f.filename).resolve() == file.resolve()]
+    frame = (inside or list(frames))[-1]
+    last = " ".join(traceback.format_exception_only(error)[-1].split())
+    return f"{frame.filename}, line {frame.lineno}: {last}"

@@ -1,0 +1,25 @@
+"""Methods of which something is this suite's own reading: a mark on the name, and the sentence."""
+
+from typing import Any
+
+from lorasp.config import Config
+
+MARK = "†"
+
+
+def marked(config: Config) -> Config:
+    """The configuration with the mark on the label of every method that has an `interpretation`."""
+    methods = {
+        name: entry | {"label": f"{entry['label']} {MARK}"} if "interpretation" in entry else entry
+        for name, entry in config["methods"].items()
+    }
+    return config | {"methods": methods}
+
+
+def footnotes(config: Config, used: set[str]) -> list[dict[str, Any]]:
+    """{label, text} of each marked method among those used."""
+    return [
+        {"label": entry["label"], "text": entry["interpretation"]}
+        for name, entry in config["methods"].items()
+        if name in used and "interpretation" in entry
+    ]

@@ -172,7 +172,24 @@ def _doctor(added: argparse.ArgumentParser) -> None:
 
 def _methods(added: argparse.ArgumentParser) -> None:
     added.add_argument("--config", type=Path, help="include the methods of a configuration")
+    added.add_argument("--model", default="roberta-base", help="count on it (default roberta-base)")
+    added.add_argument(
+        "--cost", action="store_true", help="simulate a step of each: a minute, once"
+    )
     _json(added)
+    words = added.add_subparsers(dest="word", metavar="check | new")
+    text = "put methods through the tests that every method goes through"
+    check = words.add_parser("check", help=text, description=text)
+    check.add_argument("names", nargs="+", metavar="NAME", help="a method, or all")
+    # left out here, what was given before the word holds
+    check.add_argument(
+        "--config", type=Path, default=argparse.SUPPRESS, help="take methods from it"
+    )
+    check.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    text = "write a small project with a method of your own, to begin from"
+    new = words.add_parser("new", help=text, description=text)
+    new.add_argument("folder", type=Path, metavar="FOLDER")
+    new.add_argument("--name", help="of the method (default: that of the folder)")
 
 
 def _bench(added: argparse.ArgumentParser) -> None:

@@ -214,9 +214,15 @@ def fit(config: Config, model: str, method: str) -> Budget:
 def _note(found: Budget, off: float, reference: str) -> str | None:
     if abs(off) <= FAR:
         return None
-    at = ", ".join(f"{key} {value:g}" for key, value in found["settings"].items())
     more = "more" if off > 0 else "less"
-    return f"nothing comes within {FAR:.0%} of {reference}: {at} is nearest, {abs(off):.0%} {more}"
+    return (
+        f"nothing comes within {FAR:.0%} of {reference}: {_told(found['settings'])} is nearest, "
+        f"{abs(off):.0%} {more}"
+    )
+
+
+def _told(settings: Budget) -> str:
+    return ", ".join(f"{key} {settings[key]:g}" for key in sorted(settings))
 
 
 def _by_time(config: Config, model: str, method: str) -> Budget:
@@ -324,11 +330,9 @@ def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
 
 def as_text(budget: Budget) -> str:
     """A budget in a line or two."""
-    changed = [f"{key} {value:g}" for key, value in budget["settings"].items()]
-    if budget["budget"] == "time":
-        changed = [f"{budget['steps']:.4g} times the steps"]
+    changed = _told(budget["settings"]) or f"{budget['steps']:.4g} times the steps"
     return (
-        f"{budget['method']} on {budget['model']}: {', '.join(changed)} gives "
+        f"{budget['method']} on {budget['model']}: {changed} gives "
         f"{budget['achieved']:,.6g}, {budget['reference']} has {budget['asked']:,.6g} "
         f"({budget['off']:+.2%}; {budget['unit']})"
     ) + (f"\n{budget['note']}" if budget["note"] else "")

@@ -240,15 +240,40 @@ def methods(options: argparse.Namespace) -> None:
     config = load_config(options.config) if options.config else None
     if config is None:
         config = {"methods": table()}
-    listed = [resolve_method(config, name) for name in config["methods"]]
-    if options.json:
-        keys = ("name", "family", "label", "source", "settings", "trainable_rule")
-        print(json.dumps([{key: method[key] for key in keys} for method in listed], indent=1))
+    if options.word == "check":
+        _check_methods(config, options.names, options.json)
         return
-    for method in listed:
-        shown = " ".join(f"{key}={value}" for key, value in method["settings"].items())
-        print(f"{method['name']:16} {method['family']:8} {method['trainable_rule']}")
-        print(f"{'':16} {method['source']}" + (f"\n{'':16} {shown}" if shown else ""))
+    if options.word == "new":
+        from lorasp.new_method import write_project
+
+        name = options.name or options.folder.resolve().name
+        print(*write_project(options.folder, name, config["methods"]), sep="\n")
+        return
+    server.offline()
+    from lorasp import listing
+
+    rows = listing.listing(config, options.model, options.cost)
+    print(json.dumps(rows, indent=1) if options.json else listing.as_text(rows))
+
+
+def _check_methods(config: Config, names: list[str], as_json: bool) -> None:
+    """Print how the methods do in each check; WorkError where one of them failed."""
+    every = list(config["methods"]) if names == ["all"] else names
+    for name in every:
+        known("method", name, config["methods"])
+    server.offline()
+    from lorasp.conformance.run import as_text, check_everywhere
+
+    found: list[dict[str, str]] = []
+    for name in every:
+        outcomes = check_everywhere(resolve_method(config, name))
+        found += outcomes
+        if not as_json:
+            print(as_text(f"{name}: {config['methods'][name]['label']}", outcomes), end="\n\n")
+    if as_json:
+        print(json.dumps(found, indent=1))
+    if failed := sorted({one["method"] for one in found if one["outcome"] == "failed"}):
+        raise WorkError(f"{len(failed)} of {len(every)} methods failed: {', '.join(failed)}")
 
 
 def bench(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ it is in the plain dictionary that `resolve` returns, and that dictionary is sav
 """
 
 import dataclasses
+import difflib
 import itertools
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,11 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> Config:
 
 
 def known(kind: str, name: str, table: dict[str, Any]) -> Any:
-    """The entry of that name, or UsageError with the names that there are."""
+    """The entry of that name, or UsageError with the names that there are, the nearest first."""
     if name not in table:
-        raise UsageError(f"{kind} {name!r} is unknown; known are {', '.join(sorted(table))}")
+        near = difflib.get_close_matches(name, table, 3) if isinstance(name, str) else []
+        shown = dict.fromkeys([*near, *sorted(table)])
+        raise UsageError(f"{kind} {name!r} is unknown; known are {', '.join(shown)}")
     return table[name]
 
 

@@ -21,7 +21,7 @@ GROUP = "lorasp.methods"
 # What a class may say of its method by class attributes; they are keys of an entry of the table.
 SAID = (
     *("label", "trainable_rule", "size", "applies_to", "because"),
-    *("interpretation", "starts_at_base", "merges", "seeded"),
+    *("interpretation", "starts_at_base", "merges", "seeded", "limits"),
 )
 # The arguments of a Delta's constructor that are no settings: self, and the shape and generator.
 GIVEN = 4

@@ -12,6 +12,7 @@ import yaml
 from lorasp import config as module
 from lorasp.config import Cell, cells, decisive, load_config, parse_cell, pick, resolve, stage_code
 from lorasp.errors import UsageError
+from lorasp.methods import table
 
 ROOT = Path(__file__).parents[1]
 SCALES = ("smoke", "mini", "paper")
@@ -48,7 +49,7 @@ def test_shipped_scales(name: str) -> None:
     runs = cells(config)
     assert runs and len(set(run.folder for run in runs)) == len(runs)
     for run in runs:
-        resolved = resolve(config, run)
+        resolved = resolve(config, run, fitted=False)
         assert (resolved["recipe"] == {}) == (run.method == "base")
         assert parse_cell(config, vars(run)) == run
 
@@ -57,9 +58,11 @@ def test_the_number_of_runs_of_the_paper() -> None:
     """GLUE: 2 models, 8 tasks, 5 methods that train by 2 recipes, and the base model; 5 seeds.
 
     Then 2 models each for one task of translation and one of instructions, 3 seeds, of which the
-    base model has one: nothing in it is drawn.
+    base model has one: nothing in it is drawn. The sweeps: 5 ranks and 3 densities more by 5 rates,
+    3 seeds, of which the plain method at its own rate is among the others.
     """
-    assert len(cells(scale("paper"))) == 2 * 8 * 5 * (5 * 2 + 1) + 2 * 2 * (3 * 5 * 2 + 1)
+    tables = 2 * 8 * 5 * (5 * 2 + 1) + 2 * 2 * (3 * 5 * 2 + 1)
+    assert len(cells(scale("paper"))) == tables + 3 * ((5 + 3) * 5 - 1)
 
 
 def _runs(**wrong: str | int) -> str:
@@ -101,10 +104,10 @@ def _source(source: str) -> str:
         ("data_dir: a/../../b", ["data_dir", "'a/../../b'", "inside"]),
         ("scale: a/b", ["scale", "'a/b'", "letters"]),
         ("methods: {lora: {rank: 4}}", ["methods.lora", "'rank'", "settings"]),
-        ("methods: {own: {family: LORA}}", ["methods.own", "label"]),
+        ("methods: {own: {family: LORA}}", ["methods.own", "source"]),
         (_runs(models="bert"), ["experiments.0.models", "'bert'", "roberta-tiny"]),
         (_runs(tasks="wnli"), ["experiments.0.tasks", "'wnli'", "mrpc"]),
-        (_runs(methods="dora"), ["experiments.0.methods", "'dora'", "lora-sp"]),
+        (_runs(methods="doora"), ["experiments.0.methods", "'doora'", "lora-sp"]),
         (_runs(recipes="fast"), ["experiments.0.recipes", "'fast'", "stated"]),
         (_runs(seeds=-1), ["experiments.0.seeds.0", "-1", "0"]),
         ("tasks: {mrpc: {dataset: mprc}}", ["tasks.mrpc.dataset", "'mprc'", "mrpc"]),
@@ -168,7 +171,7 @@ def test_extends_merges_mapping_by_mapping(write: Write) -> None:
     # the shipped methods lie under those of a configuration
     settings = {"rank": 4, "lora_alpha": 4, "dropout": 0.0}
     assert smoke["methods"]["lora"] == {
-        **yaml.safe_load(module.METHODS.read_text())["lora"],
+        **table()["lora"],
         "settings": settings,
     }
 
@@ -202,9 +205,9 @@ def test_only_with_an_unknown_name(name: str) -> None:
     ("change", "message"),
     [
         ({"model": "bert"}, "model 'bert' is unknown; known are llama-tiny, roberta-tiny, t5-tiny"),
-        ({"task": "wnli"}, "task 'wnli' is unknown; known are alpaca-mmlu, cola"),
-        ({"method": "dora"}, "method 'dora' is unknown; known are base, ft, lora, "),
-        ({"recipe": "fast"}, "recipe 'fast' is unknown; known are stated, tuned"),
+        ({"task": "wnli"}, "task 'wnli' is unknown; known are qnli, mnli, "),
+        ({"method": "doora"}, "method 'doora' is unknown; known are dora, "),
+        ({"recipe": "fast"}, "recipe 'fast' is unknown; known are stated, "),
         ({"method": "base"}, "method base is not trained: its recipe is none"),
         ({"recipe": "none"}, "recipe 'none' is unknown"),
         ({"seed": -1}, "seed is -1; allowed is 0 to 4294967295"),
@@ -360,7 +363,7 @@ def test_code_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     package = tmp_path / "lorasp"
     shutil.copytree(ROOT / "lorasp", package, ignore=shutil.ignore_patterns("__pycache__"))
     monkeypatch.setattr(module, "__file__", str(package / "config.py"))
-    monkeypatch.setattr(module, "METHODS", package / "adapters" / "methods.yaml")
+    monkeypatch.setattr(module, "METHODS", package / "adapters" / "methods")
 
     def found() -> dict[str, str]:
         stages = {"train": ("training", "adapters", "models"), "evaluate": ("evaluation", "models")}
@@ -381,5 +384,5 @@ def test_code_of_a_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert touched("models.py") == {"train", "evaluate"}
     assert touched("report/page.py") == touched("cli.py") == set()
     # what a run uses of these is in its resolved configuration
-    assert touched("adapters/methods.yaml") == set()
+    assert touched("adapters/methods/paper.yaml") == set()
     assert touched("training/__pycache__/train.cpython-311.pyc") == set()

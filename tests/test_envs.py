@@ -86,7 +86,7 @@ def rules() -> dict[str, tuple[str, Path]]:
 
 def test_every_rule_has_an_environment_and_none_is_idle() -> None:
     named = {path.resolve() for _, path in rules().values()}
-    assert len(rules()) == 11
+    assert len(rules()) == 12
     assert named == set(ENVS)
 
 

@@ -19,6 +19,7 @@ from lorasp.results import read_json
 
 ROOT = Path(__file__).parents[1]
 Snakemake = Callable[..., subprocess.CompletedProcess[str]]
+RUNS = len(cells(load_config(ROOT / "config/smoke.yaml")))
 
 
 @pytest.fixture(scope="module")
@@ -166,7 +167,7 @@ def edited(path: Path, old: str, new: str) -> Callable[[], None]:
             {"train": 10, "evaluate": 10, "report": 1},
         ),
         # the code of one stage
-        ("lorasp/evaluation/glue.py", '"""', '"""A note. ', {"evaluate": 108, "report": 1}),
+        ("lorasp/evaluation/glue.py", '"""', '"""A note. ', {"evaluate": RUNS, "report": 1}),
         ("lorasp/report/page.py", '"""', '"""A note. ', {"report": 1}),
         # code that no result depends on
         ("lorasp/doctor.py", '"""', '"""A note. ', {}),

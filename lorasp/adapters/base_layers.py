@@ -64,6 +64,23 @@ def _is_a(base: nn.Module, name: str) -> bool:
     return any(kind.__name__ == name for kind in type(base).__mro__)
 
 
+def keep_unpacked(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512.
+
+    The first pass of a layer in evaluation mode does so, after which it passes no gradients on, and
+    what is dequantised is not its weight.
+    """
+    layers: list[Any] = [module for module in model.modules() if is_4bit(module)]
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+        if getattr(layer.weight.quant_state, "packing_format_for_cpu", False):
+            from bitsandbytes.functional import _convert_weight_packed_for_cpu_inverse
+
+            layer.weight.data, layer.weight.quant_state = _convert_weight_packed_for_cpu_inverse(
+                layer.weight.data, layer.weight.quant_state
+            )
+
+
 def plain_weight(base: Any) -> torch.Tensor | None:
     """The weight of a layer as (out, in), None where it is quantised."""
     if isinstance(base, Conv1D):

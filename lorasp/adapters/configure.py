@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import inspect
+import warnings
 from typing import Any
 
 from peft import PeftConfig
@@ -17,10 +18,17 @@ BASE_SETTINGS = ("quantize", "recompute", "optimizer")
 # What PEFT's configurations call the seed of what they draw by a generator of their own.
 SEEDS = (
     *("selection_seed", "random_seed", "random_loc_seed", "projection_prng_key"),
-    *("projection_seed", "proj_seed", "generator_seed"),
+    *("projection_seed", "proj_seed"),
 )
 # What a Delta of somebody's own gets of PEFT's configuration; all else are its own arguments.
 PLACED = ("target_modules", "exclude_modules", "modules_to_save")
+# What PEFT warns of and is meant so: frozen draws are drawn again, norms are adapted whole; and
+# BOFT asks for a CUDA compiler that it does without.
+for message in (
+    *("Specified to not save", "Unsupported layer type"),
+    *("Failed to load the CUDA extension", "Setting boft_n_butterfly_factor"),
+):
+    warnings.filterwarnings("ignore", message, UserWarning)
 
 
 def peft_config(resolved: dict[str, Any]) -> Any:

@@ -20,7 +20,14 @@ from torch import nn
 from lorasp.errors import UsageError
 
 from .adapted import adapted_linear, adapted_weight
-from .base_layers import check_adaptable, features, plain_weight, target_modules, with_values
+from .base_layers import (
+    check_adaptable,
+    features,
+    keep_unpacked,
+    plain_weight,
+    target_modules,
+    with_values,
+)
 from .config import is_integer, setting
 from .masks import raw_words
 from .tables import register
@@ -213,6 +220,7 @@ class DeltaModel(BaseTuner):
     target_module_mapping: dict[str, Any] = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        keep_unpacked(model)
         _maybe_include_all_linear_layers(peft_config, model)
         for name, module in target_modules(peft_config, model).items():
             check_adaptable(name, base_of(module))

@@ -22,7 +22,8 @@ A module that loses components loses those of the smallest |a_i| |b_i|, the norm
 each contributes to B A. A component that is gained starts with b = 0, which changes nothing, and
 with a drawn like A at the start. Only what a module has is held, with its gradient and the
 optimizer's moments, so that the cost is LoRA's and that of the few steps that measure: a pass over
-A and B, and the variances of 256 rows of each input. No other step computes more than LoRA's.
+A and B, and the mean and the norm of 128 rows of each input. No other step computes more than
+LoRA's.
 """
 
 import heapq

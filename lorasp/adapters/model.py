@@ -13,7 +13,7 @@ from transformers.pytorch_utils import Conv1D
 
 from lorasp.errors import UsageError
 
-from .base_layers import target_modules
+from .base_layers import keep_unpacked, target_modules
 from .config import LoraSpConfig, LowRankConfig
 from .layer import LAYER_TYPES, LoraSpLayer, MakePair, layer_type, low_rank_pair
 from .plan import ModulePlan, adapted_names, trained_sides
@@ -41,6 +41,7 @@ class LowRankModel(LoraModel):
         return {name: plan_module(config, name, module) for name, module in targets.items()}
 
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
+        keep_unpacked(model)
         _maybe_include_all_linear_layers(peft_config, model)
         self._plans = self.plan_modules(peft_config, model)
 

@@ -8,7 +8,7 @@ from torch import nn
 from .masks import decode, draw_codes
 from .weights import LowRankMatrix
 
-ROWS = 256  # of a module's inputs, at most, from which their spread is taken
+ROWS = 128  # of a module's inputs, at most, from which their spread is taken
 
 
 class RankedWeight(LowRankMatrix):
@@ -88,12 +88,20 @@ class RankedWeight(LowRankMatrix):
         for name, state in states.items():
             if torch.is_tensor(state) and state.shape == old:
                 states[name] = formed(state, torch.zeros_like(gained))
-        self.values.data, self.values.grad = formed(self.values.data, gained), None
+        self.values.grad = None
+        self._hold(formed(self.values.data, gained))
+
+    def _hold(self, tensor: torch.Tensor) -> None:
+        # a graph that is still alive has the old shape, and is asked for it by the next one, unless
+        # the number format has changed in between
+        other = torch.float16 if tensor.dtype != torch.float16 else torch.float32
+        self.values.data = tensor.new_empty(0, dtype=other)
+        self.values.data = tensor
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         saved = state_dict.get(f"{prefix}values")
         if saved is not None and saved.shape != self.values.shape:
-            self.values.data = self.values.new_empty(saved.shape)
+            self._hold(self.values.data.new_empty(saved.shape))
         super()._load_from_state_dict(state_dict, prefix, *others)
 
     def extra_repr(self) -> str:
@@ -105,4 +113,5 @@ def spread_of(inputs: torch.Tensor) -> torch.Tensor:
     """The spread over tokens of inputs (..., in), a scalar in [0, 1], from `ROWS` rows at most."""
     rows = inputs.reshape(-1, inputs.shape[-1])
     rows = rows[:: -(-len(rows) // ROWS)].float()
-    return (rows.var(dim=0, correction=0).sum() / rows.square().mean(dim=0).sum()).sqrt()
+    common = rows.mean(dim=0).square().sum() / rows.square().sum() * len(rows)
+    return (1 - common).clamp(min=0).sqrt()

@@ -49,9 +49,8 @@ def trained_count(model: str, side: Side) -> int:
     if model not in public_models():
         known = ", ".join(public_models())
         raise WorkError(f"{model!r} is not in public_models.yaml; known are {known}")
-    settings = {} if isinstance(side, str) else side.get("settings", {})
     try:
-        return _applied(model, _method(side), json.dumps(settings))
+        return _applied(model, _method(side), json.dumps(_settings(side)))
     except UsageError as error:
         raise WorkError(f"{_method(side)} on {model}: {error}") from error
 
@@ -61,6 +60,10 @@ def _method(side: Side) -> str:
     if "method" not in given or set(given) - {"method", "settings"}:
         raise WorkError(f"a side is {side!r}; allowed are a method, or method with settings")
     return str(given["method"])
+
+
+def _settings(side: Side) -> Settings:
+    return {} if isinstance(side, str) else side.get("settings", {})
 
 
 def trained(
@@ -120,10 +123,8 @@ def trained(
 
 def told(side: Side) -> str:
     """A side in words: 'lora', or 'lora (rank 8)'."""
-    if isinstance(side, str):
-        return side
-    settings = _pairs(side.get("settings", {}))
-    return f"{side['method']} ({settings})" if settings else str(side["method"])
+    settings = _pairs(_settings(side))
+    return f"{_method(side)} ({settings})" if settings else _method(side)
 
 
 def _row(model: str, left: Side, right: Side, beside: list[Side], bound: float) -> dict[str, Any]:
@@ -136,8 +137,7 @@ def _row(model: str, left: Side, right: Side, beside: list[Side], bound: float) 
 
 
 def _with(side: Side, settings: Settings) -> Side:
-    given = {"method": side} if isinstance(side, str) else side
-    return given | {"settings": given.get("settings", {}) | settings}
+    return {"method": _method(side), "settings": _settings(side) | settings}
 
 
 def _of(ratio: float) -> str:

@@ -42,7 +42,8 @@ def check(method: dict[str, Any], architecture: str) -> list[Outcome]:
     Returns:
         For each check: its name, the architecture, the outcome (passed, failed or not applicable)
         and because: what was seen, or for a failure also what was expected and what to do.
-        A method that cannot be built fails in that alone.
+        A method that cannot be built fails in that alone. What an entry's `limits` names, with a
+        reason, does not apply where it fails.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # faster on models of this size, and the same sums everywhere
@@ -70,6 +71,8 @@ def _outcomes(method: dict[str, Any], architecture: str) -> list[Outcome]:
             outcome, because = "not applicable", refused
         else:
             outcome, because = _run(one, subject)
+        if outcome == "failed" and name in (limits := method.get("limits", {})):
+            outcome, because = "not applicable", limits[name]
         found.append(
             {"check": name, "architecture": architecture, "outcome": outcome, "because": because}
         )
@@ -79,6 +82,7 @@ def _outcomes(method: dict[str, Any], architecture: str) -> list[Outcome]:
 
 
 def _run(one: Callable[[Subject], str], subject: Subject) -> tuple[str, str]:
+    """The outcome of one check, and because."""
     try:
         return "passed", one(subject)
     except NotApplicable as reason:

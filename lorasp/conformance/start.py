@@ -6,16 +6,18 @@ from lorasp.plugins import told
 from lorasp.profiling.simulate import simulate
 
 from .subject import (
+    PAUSE,
     Failed,
     NotApplicable,
+    State,
     Subject,
     differing,
     distance,
-    optimizer_of,
-    trainable,
     whole_state,
 )
 
+# AdamW's first moment, and LoRA-FA's, which knows pairs of A and B.
+MOMENTS = ("exp_avg", "exp_avg_B")
 NOWHERE = "no_such_setting"
 # Of rounding: the same product in another order of sums.
 NEAR = 1e-5
@@ -23,7 +25,7 @@ NEAR = 1e-5
 
 def builds(subject: Subject) -> str:
     """The method can be put into the model, and has something to train."""
-    found = count_parameters(subject.built())
+    found = count_parameters(subject.fresh)
     if not found["trainable"] and subject.method["family"] != "base":
         raise Failed(
             "expected something to train, found no parameter that requires a gradient; make what "
@@ -53,7 +55,7 @@ def starts_at_base(subject: Subject) -> str:
     """Before training the adapted model computes what the base does."""
     if not subject.method.get("starts_at_base", True):
         raise NotApplicable("the entry says starts_at_base: false")
-    off = distance(subject.logits(subject.built()), subject.logits(subject.base()))
+    off = distance(subject.logits(subject.fresh), subject.base_logits)
     if off > NEAR:
         raise Failed(
             f"expected the base's logits before training, found logits {off:.2g} away (of the "
@@ -65,24 +67,18 @@ def starts_at_base(subject: Subject) -> str:
 
 def is_seeded(subject: Subject) -> str:
     """The same seed gives the same numbers through two steps, and another seed gives others."""
-    before, after = [], []
-    for seed in (0, 0, 1):
-        model = subject.built(seed)
-        before.append(whole_state(model))
-        for _ in subject.steps(model, 2):
-            pass
-        after.append(whole_state(model))
-    if different := differing(before[0], before[1]):
+    states, again, other = subject.trained.states, _early(subject, 0), _early(subject, 1)
+    if different := differing(states[0], again[0]):
         raise Failed(
             f"expected the same numbers from the same seed, found others in {_some(different)}; "
             "draw from the generator that the constructor is given, and from nothing else"
         )
-    if different := differing(after[0], after[1]):
+    if different := differing(states[PAUSE], again[PAUSE]):
         raise Failed(
-            f"expected two runs of one seed to be the same after two steps, found others in "
+            f"expected two runs of one seed to be the same after {PAUSE} steps, found others in "
             f"{_some(different)}; draw nothing in the forward pass but by torch's own generator"
         )
-    others = differing(before[0] | after[0], before[2] | after[2])
+    others = [name for step in other for name in differing(states[step], other[step])]
     if not subject.method.get("seeded", True):
         if others:
             raise Failed(
@@ -100,14 +96,14 @@ def is_seeded(subject: Subject) -> str:
 
 def counts(subject: Subject) -> str:
     """The number of trained parameters is what the optimizer holds moments for."""
-    model = subject.built()
-    if not trainable(model):
-        raise NotApplicable("nothing is trained")
+    model, optimizer = subject.trained.model, subject.trained.optimizer
     said, whole = count_parameters(model)["trainable"], count_parameters(subject.base())["total"]
-    optimizer = optimizer_of(model)
-    for _ in subject.steps(model, 3, optimizer):
-        pass
-    held = sum(state["exp_avg"].numel() for state in optimizer.state.values())
+    held = sum(
+        tensor.numel()
+        for state in optimizer.state.values()
+        for name, tensor in state.items()
+        if name in MOMENTS
+    )
     if held != said:
         raise Failed(
             f"expected moments for the {said:,} parameters that are counted as trained, found "
@@ -132,13 +128,22 @@ def has_costs(subject: Subject) -> str:
         raise NotApplicable(
             f"the simulator cannot run it, which sees no values: {told(error)}"
         ) from error
-    real = count_parameters(subject.built())["trainable"]
+    real = count_parameters(subject.trained.model)["trainable"]
     if found["parameters"]["trainable"] != real:
         raise Failed(
             f"expected {real:,} trained parameters in the simulated step, found "
             f"{found['parameters']['trainable']:,}; let shapes not depend on values"
         )
     return f"peak {found['peak_bytes'] / 2**20:.2f} MiB, {found['flops'] / 1e6:.2f} MFLOP a step"
+
+
+def _early(subject: Subject, seed: int) -> dict[int, State]:
+    """The states of a run of that seed before its first steps and after PAUSE of them."""
+    model = subject.built(seed)
+    states = {0: whole_state(model)}
+    for _ in subject.steps(model, PAUSE):
+        pass
+    return states | {PAUSE: whole_state(model)}
 
 
 def _some(names: list[str]) -> str:

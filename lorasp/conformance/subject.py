@@ -3,7 +3,7 @@
 import copy
 import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file, save_file
 
-from lorasp.adapters.hooks import after_step, begin
+from lorasp.adapters.hooks import after_step, allocation_state, begin, restore_allocation
 from lorasp.adapters.registry import apply_method
 from lorasp.data.tiny_models import write_model
 from lorasp.models import load_model
+from lorasp.optimizers import kind_of, of_method
 from lorasp.training.callbacks import Selection
+from lorasp.training.trainer import TRAINED, restore, trained_state
 
 # Two layers; the head of an encoder has two classes.
 SHAPES = {"encoder": "roberta", "seq2seq": "t5", "causal": "llama"}
@@ -35,6 +38,8 @@ SIZES: dict[str, dict[str, int]] = {
 RUNTIME = {"device": "cpu", "precision": "fp32", "weights": "fp32", "threads": 1}
 # Large steps, and weight decay that would move whatever the optimizer holds by mistake.
 RATE, DECAY, STEPS = 1e-2, 0.1, 10
+PAUSE = 2  # steps before the checkpoint
+MORE = 50  # steps for a method that learns slowly
 Batch = dict[str, torch.Tensor]
 State = dict[str, torch.Tensor]
 
@@ -51,12 +56,13 @@ class NotApplicable(Exception):
 class Trained:
     """A model after STEPS steps, and what was seen on the way; names are those of parameters.
 
-    start: every parameter and buffer before the first step.  learned: those with a gradient other
+    states: every parameter and buffer after that many steps.  learned: those with a gradient other
     than zero in some step.  losses: of the batch without dropout, before and after.
     """
 
     model: Any
-    start: State
+    optimizer: torch.optim.Optimizer
+    states: dict[int, State] = field(default_factory=dict)
     learned: set[str] = field(default_factory=set)
     losses: list[float] = field(default_factory=list)
 
@@ -67,6 +73,7 @@ class Subject:
     def __init__(self, method: dict[str, Any], architecture: str) -> None:
         self.method, self.architecture = method, architecture
         self.folder = tiny_folder(SHAPES[architecture])
+        self.scratch = tempfile.TemporaryDirectory(prefix="lorasp-")  # the checkpoint of `trained`
 
     def resolved(self, seed: int = 0, **settings: Any) -> dict[str, Any]:
         """What a stage would resolve for a run of the method, with other settings laid over."""
@@ -89,11 +96,8 @@ class Subject:
 
     def of_base(self, state: State) -> State:
         """The tensors of the base among those of an adapted model, by their names in the base."""
-        names = {name for name, _ in self._named()}
-        return {base_name(n): tensor for n, tensor in state.items() if base_name(n) in names}
-
-    def _named(self) -> list[tuple[str, torch.Tensor]]:
-        return [*self._loaded.named_parameters(), *self._loaded.named_buffers()]
+        named = ((base_name(name), tensor) for name, tensor in state.items())
+        return {name: tensor for name, tensor in named if name in self.base_state}
 
     def built(self, seed: int = 0, **settings: Any) -> Any:
         """The base with the method in it, drawn from the seed, before any step."""
@@ -108,13 +112,29 @@ class Subject:
     def batch(self, rows: int = 4, length: int = 8) -> Batch:
         """Tokens (rows, length) and labels: classes (rows,) for an encoder, else the tokens."""
         generator = torch.Generator().manual_seed(length)
-        # beyond the special tokens
         ids = torch.randint(5, 250, (rows, length), generator=generator)
-        return {"input_ids": ids, "labels": torch.arange(rows) % 2 if self.on_encoder else ids}
+        ids[:, 0] = torch.arange(rows) % 3  # special tokens, as texts begin with
+        return {
+            "input_ids": ids,
+            "labels": (torch.arange(rows) % 4).clip(max=1) if self.on_encoder else ids,
+        }
 
     @property
     def on_encoder(self) -> bool:
         return self.architecture == "encoder"
+
+    @functools.cached_property
+    def fresh(self) -> Any:
+        """The base with the method in it, on which no step was taken."""
+        return self.built()
+
+    @functools.cached_property
+    def base_state(self) -> State:
+        return whole_state(self._loaded)
+
+    @functools.cached_property
+    def base_logits(self) -> torch.Tensor:
+        return self.logits(self.base())
 
     @functools.cached_property
     def trained(self) -> Trained:
@@ -122,31 +142,57 @@ class Subject:
         model = self.built()
         if not trainable(model):
             raise NotApplicable("nothing is trained")
-        found = Trained(model, whole_state(model), losses=[self.loss(model)])
-        for _ in self.steps(model, STEPS):
+        found = Trained(model, self.optimizer(model), losses=[self.loss(model)])
+
+        def look(step: int) -> None:
+            if step in (0, PAUSE, 2 * PAUSE):
+                found.states[step] = whole_state(model)
+            if step == PAUSE:
+                keep(model, found.optimizer, Path(self.scratch.name))
+
+        for _ in self.steps(model, STEPS, found.optimizer, look=look):
             for name, weight in model.named_parameters():
                 if weight.grad is not None and bool(weight.grad.any()):
                     found.learned.add(name)
         found.losses.append(self.loss(model))
         return found
 
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """AdamW over what is trained, or the optimizer that the method brings along."""
+        if kind_of(self.resolved()) != "adamw":
+            return of_method(model, self.resolved(), RATE, DECAY, fused=False)
+        return torch.optim.AdamW(
+            trainable(model).values(), lr=RATE, weight_decay=DECAY, foreach=False
+        )
+
     def steps(
-        self, model: Any, count: int, optimizer: Any = None, done: int = 0
+        self,
+        model: Any,
+        count: int,
+        optimizer: Any = None,
+        done: int = 0,
+        look: Callable[[int], None] = lambda step: None,
     ) -> Iterator[torch.Tensor]:
-        """Take steps number `done` to `count`, and yield each loss between gradients and update."""
-        optimizer = optimizer or optimizer_of(model)
+        """Take steps number `done` to `count`, and yield each loss between gradients and update.
+
+        `look` is called before each of them, and told how many were taken.
+        """
+        optimizer = optimizer or self.optimizer(model)
         state = SimpleNamespace(global_step=done, epoch=0.0, max_steps=count)
         selection = Selection(model)
         selection.on_train_begin(None, state, None, optimizer=optimizer)
-        begin(model, optimizer, STEPS, done)
+        begin(model, optimizer, max(count, STEPS), done)
         batch = self.batch()
         for step in range(done, count):
+            look(step)
             torch.manual_seed(step)  # of dropout: a step draws the same whatever was before
             state.global_step = step
             selection.on_step_begin(None, state, None)
             loss = model.train()(**batch).loss
             loss.backward()
-            yield loss.detach()
+            seen = loss.detach()
+            del loss  # and its graph, which knows the shapes that a method may change
+            yield seen
             optimizer.step()
             after_step(model, step + 1)
             optimizer.zero_grad()
@@ -171,6 +217,12 @@ def tiny_folder(shape: str) -> Path:
     """A model of the shape on the disk, made once in a process and removed at its end."""
     folder = Path(_scratch().name, shape)
     write_model(folder, shape, SIZES[shape], ["a text for the tokenizer"], 300)
+    weights = load_file(folder / "model.safetensors")
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in weights.items():
+        if name.endswith("bias"):  # zero in a new model, and no method could scale it
+            weight.normal_(0, 0.02, generator=generator)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 
@@ -185,9 +237,18 @@ def scratch_folder() -> Iterator[Path]:
         yield Path(folder)
 
 
-def optimizer_of(model: Any) -> torch.optim.Optimizer:
-    """AdamW over what is trained."""
-    return torch.optim.AdamW(trainable(model).values(), lr=RATE, weight_decay=DECAY, foreach=False)
+def keep(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Write a checkpoint: what training can change, in the optimizer and the method too."""
+    save_file({n: tensor.clone() for n, tensor in trained_state(model).items()}, folder / TRAINED)
+    torch.save((optimizer.state_dict(), allocation_state(model)), folder / "optimizer.pt")
+
+
+def put_back(model: Any, optimizer: torch.optim.Optimizer, folder: Path) -> None:
+    """Take over what `keep` wrote."""
+    restore(model, folder)
+    moments, allocation = torch.load(folder / "optimizer.pt", weights_only=True)
+    optimizer.load_state_dict(moments)
+    restore_allocation(model, allocation)
 
 
 def trainable(model: Any) -> dict[str, torch.nn.Parameter]:

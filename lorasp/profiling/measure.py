@@ -27,10 +27,10 @@ from lorasp.profiling.device import device_name, energy, refuse_busy, synchroniz
 from lorasp.profiling.simulations import simulation
 from lorasp.profiling.step import (
     Batch,
-    adamw,
     adapter_prefix,
     batch_shapes,
     counted_step,
+    optimizer_of,
     ready,
     training_step,
 )
@@ -79,6 +79,15 @@ def resolve_profile(config: Config, model: str, method: str) -> Config:
     }
 
 
+def simulated_beside(resolved: dict[str, Any], folder: Path, measured: int) -> dict[str, Any]:
+    """The peak of the same step simulated, and its difference; else why it cannot be."""
+    try:
+        peak = simulation(resolved, folder)["peak_bytes"]
+    except UsageError as error:
+        return {"peak_bytes": None, "difference": None, "because": str(error)}
+    return {"peak_bytes": peak, "difference": peak / measured - 1}
+
+
 def profile_cell(config: Config, model: str, method: str) -> Path:
     """Run the training steps of a model and method that the configuration plans; write the profile.
 
@@ -95,7 +104,7 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     _tell_load(load, device)
     torch.set_num_threads(resolved["runtime"]["threads"])
     network = ready(apply_method(load_model(resolved, folder), resolved), resolved)
-    optimizer = adamw(network, fused=device.type == "cuda")
+    optimizer = optimizer_of(network, resolved, fused=device.type == "cuda")
     batch = random_batch(network, resolved, device)
     step = partial(training_step, network, optimizer, batch, resolved)
 
@@ -117,8 +126,7 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     states = state_bytes(network, optimizer)
     with tempfile.TemporaryDirectory() as scratch:
         adapter_bytes = save_adapter(network, Path(scratch))
-    simulated = simulation(resolved, folder)["peak_bytes"]
-    difference = simulated / memory["peak_memory_bytes"] - 1
+    simulated = simulated_beside(resolved, folder, memory["peak_memory_bytes"])
     spreads = {name: spread(values) for name, values in seconds.items()}
     result = {
         "scale": config["scale"],
@@ -140,7 +148,7 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
         "seconds": spreads,
         "tokens_per_second": plan["batch"] * plan["length"] / spreads["step"]["median"],
         **memory,
-        "simulated": {"peak_bytes": simulated, "difference": difference},
+        "simulated": simulated,
         "energy": joules,
         "parameters": count_parameters(network),
         "states": states,
@@ -152,6 +160,12 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     return path
 
 
+def _simulated(found: dict[str, Any]) -> str:
+    if found["peak_bytes"] is None:
+        return "not simulated"
+    return f"simulated {found['peak_bytes'] / 2**20:.1f} MiB ({found['difference']:+.2%})"
+
+
 def as_line(profile: dict[str, Any]) -> str:
     """The profile in a line: time, throughput, peak memory beside the simulated one, energy."""
     step, joules = profile["seconds"]["step"], profile["energy"]["joules_per_step"]
@@ -160,8 +174,7 @@ def as_line(profile: dict[str, Any]) -> str:
         f"(quartiles {step['q1'] * 1e3:.1f} to {step['q3'] * 1e3:.1f}), "
         f"{profile['tokens_per_second']:,.0f} tokens/s, "
         f"peak {profile['peak_memory_bytes'] / 2**20:.1f} MiB ({profile['peak_memory_counter']}), "
-        f"simulated {profile['simulated']['peak_bytes'] / 2**20:.1f} MiB "
-        f"({profile['simulated']['difference']:+.2%})"
+        + _simulated(profile["simulated"])
         + ("" if joules is None else f", {joules:.3g} J a step ({profile['energy']['counter']})")
     )
 

@@ -11,19 +11,24 @@ from pathlib import Path
 from typing import Any, cast
 from unittest.mock import patch
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import AutoConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
 from lorasp.adapters.registry import apply_method, count_parameters, quantize_of
+from lorasp.errors import UsageError
 from lorasp.models import CLASSES, SAFELY, head_labels, quantization_config, weights_dtype
 from lorasp.profiling.fake import FakeMode
-from lorasp.profiling.step import adamw, batch_shapes, counted_step, ready
+from lorasp.profiling.step import batch_shapes, counted_step, optimizer_of, ready
 from lorasp.public_models import meta_model
 
 Resolved = dict[str, Any]
+# What torch raises where a value of a tensor that has none decides what is done.
+VALUES_WANTED = (DataDependentOutputException, DynamicOutputShapeException, NotImplementedError)
 
 
 def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
@@ -42,30 +47,57 @@ def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
 
     Returns what `counted_step` does, and `parameters`.
     """
-    resolved = copy.deepcopy(resolved)
-    # a residual is taken out before the first step, and takes the same bytes
-    quantize = quantize_of(resolved).removesuffix("-residual")
-    resolved["method"].setdefault("settings", {})["quantize"] = quantize
+    resolved = without_residual(resolved)
     fused = resolved["runtime"]["device"] == "cuda"
     resolved["runtime"]["device"] = "cpu"  # as fake tensors are without a CUDA build of torch
+    try:
+        network = ready(adapted(resolved, folder), resolved)
+        with values_unseen(), operators_of_cuda() if fused else nullcontext():
+            materialise(network)
+            optimizer = optimizer_of(network, resolved, fused)
+            for weight in network.parameters():
+                weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+            optimizer.step()  # allocates the moments
+            optimizer.zero_grad()
+            batch = {
+                name: torch.zeros(shape, dtype=torch.int64)
+                for name, (shape, _) in batch_shapes(network, resolved).items()
+            }
+            return counted_step(network, optimizer, batch, resolved) | {
+                "parameters": count_parameters(network)
+            }
+    except VALUES_WANTED as error:
+        raise UsageError(
+            f"method {resolved['method']['name']} looks at the values of weights, of which a "
+            "simulated step has none: measure it (lorasp profile)"
+        ) from error
+
+
+def without_residual(resolved: Resolved) -> Resolved:
+    """A copy: a residual is taken out before the first step, and the base takes the same bytes."""
+    resolved = copy.deepcopy(resolved)
+    quantize = quantize_of(resolved).removesuffix("-residual")
+    resolved["method"].setdefault("settings", {})["quantize"] = quantize
+    return resolved
+
+
+def adapted(resolved: Resolved, folder: Path | None) -> nn.Module:
+    """The model with its method on the meta device.
+
+    A method that looks at what it has drawn draws in earnest, for which there is no other sign
+    than that it fails without.
+    """
     network = skeleton(resolved, folder)
-    with torch.device("meta"):
-        network = ready(apply_method(network, resolved), resolved)
-    with values_unseen(), operators_of_cuda() if fused else nullcontext():
-        materialise(network)
-        optimizer = adamw(network, fused)
-        for group in optimizer.param_groups:
-            for weight in group["params"]:
-                weight.grad = torch.empty_like(weight)
-        optimizer.step()  # allocates the moments
-        optimizer.zero_grad()
-        batch = {
-            name: torch.zeros(shape, dtype=torch.int64)
-            for name, (shape, _) in batch_shapes(network, resolved).items()
-        }
-        return counted_step(network, optimizer, batch, resolved) | {
-            "parameters": count_parameters(network)
-        }
+    try:
+        with torch.device("meta"):
+            return apply_method(network, resolved)
+    except (RuntimeError, UsageError) as error:
+        if not isinstance(error.__cause__ or error, RuntimeError):
+            raise
+    try:
+        return apply_method(skeleton(resolved, folder), resolved)
+    except UsageError as error:
+        raise error.__cause__ or error from error
 
 
 def skeleton(resolved: Resolved, folder: Path | None) -> nn.Module:
@@ -131,6 +163,11 @@ def _no_packing(*_: Any) -> None:
     """In place of what looks for several sequences in a row."""
 
 
+def _finite(_: Any) -> np.bool_:
+    """In place of what looks for infinities, as PEFT's VB-LoRA does in each step."""
+    return np.False_
+
+
 def _first(_: Any) -> float:
     """In place of the count of steps, which corrects AdamW's bias."""
     return 1.0
@@ -149,6 +186,7 @@ def values_unseen() -> Iterator[None]:
         with (
             patch("transformers.masking_utils.find_packed_sequence_indices", _no_packing),
             patch("torch.optim.adam._get_value", _first),
+            patch("torch.Tensor.isinf", _finite),
             FakeMode(),
         ):
             yield

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
 
+from lorasp import optimizers
 from lorasp.models import autocast
 from lorasp.profiling.storage import PHASES, LiveStorage
 from lorasp.recompute import recompute_activations
@@ -25,6 +26,13 @@ def adamw(network: nn.Module, fused: bool) -> AdamW:
     """The optimizer of `train`: on CUDA one fused kernel, which needs no memory for its work."""
     trained = [weight for weight in network.parameters() if weight.requires_grad]
     return AdamW(trained, lr=2e-5, fused=fused, foreach=False)
+
+
+def optimizer_of(network: nn.Module, resolved: dict[str, Any], fused: bool) -> Optimizer:
+    """AdamW, or the optimizer that the method brings along."""
+    if optimizers.kind_of(resolved) == "adamw":
+        return adamw(network, fused)
+    return optimizers.of_method(network, resolved, 2e-5, 0.0, fused)
 
 
 def batch_shapes(network: Any, resolved: dict[str, Any]) -> dict[str, tuple[tuple[int, ...], int]]:

@@ -17,11 +17,11 @@ from lorasp.report.scopes import Place, Samples, Scope, gap
 ALIKE = 0.01  # costs that differ by no more are called the same
 MOST_BUDGETS = 4
 NO_SCORE_COUNTS = (
-    "At this scale no score counts, so nothing can be said of what to use when; other scales say "
-    "it."
+    "At this scale no score counts, so nothing can be said of what to use when; other scales do."
 )
 
-Gap = Callable[[str, str], dict[str, Any]]
+Gap = Callable[[Row, Row], dict[str, Any]]  # the first less the second, see scopes.gap
+Amount = Callable[[Row], str]
 
 
 def advice(
@@ -34,30 +34,34 @@ def advice(
     found = []
     recipe = config["verdicts"]["recipe"]
     for scope in dict.fromkeys(row["scope"] for row in points if row["scope"].recipe == recipe):
-        here = [row for row in points if row["scope"] == scope and row["trainable"] != 0]
+        here = [row for row in points if row["scope"] == scope and row["trained"]]
         kept = [row for row in here if row["score"] is not None and row["whole"]]
         kept.sort(key=lambda row: -row["score"])
         if len(kept) < 2:
             continue
+
+        def between(left: Row, right: Row, scope: Scope = scope) -> dict[str, Any]:
+            return gap(places, scope, left["name"], right["name"])
+
+        margin = margin_of(config, scope.tasks)
+        good, untold = _within_margin(kept, between, margin)
+        sentences = [_best(kept, between)]
+        if margin is None:
+            sentences.append("Smallest file: no claim sets a margin for these tasks.")
+        elif _tested(kept, between):
+            sentences.append(_smallest(kept, good, untold, between, margin))
+        sentences.append(_least_memory(kept, good, between, margin))
+        sentences.append(_fastest(results, scope, kept, good, between, margin))
+        sentences += _budgets(kept, between)
         left_out = [
             f"{row['method']} ({row['missing'] or 'no score'})" for row in here if row not in kept
         ]
-
-        def between(left: str, right: str, scope: Scope = scope) -> dict[str, Any]:
-            return gap(places, scope, left, right)
-
-        margin = margin_of(config, scope.tasks)
-        sentences = [
-            _best(kept, between),
-            _smallest(kept, between, margin),
-            _least_memory(kept, between, margin),
-            _fastest(results, scope, kept, between, margin),
-            *_budgets(kept, between),
-        ]
         if left_out:
-            sentences.append(f"Not considered: {', '.join(left_out)}.")
+            sentences.append(f"Not considered: {_joined(left_out)}.")
+        if absent := [f"{row['method']} ({row['missing']})" for row in kept if row["missing"]]:
+            sentences.append(f"Considered with the runs that there are: {_joined(absent)}.")
         title = f"{scope.model} on {', '.join(scope.tasks)}"
-        found.append({"title": title, "sentences": [line for line in sentences if line]})
+        found.append({"title": title, "sentences": sentences})
     return found
 
 
@@ -80,53 +84,31 @@ def margin_of(config: Config, tasks: tuple[str, ...]) -> float | None:
     return float(document["margins"][nearest["margin"]]["value"])
 
 
-def _best(kept: list[Row], between: Gap) -> str:
-    """Which method scores best, or between which that cannot be told."""
-    top = kept[0]
-    alike = _alike(kept, between)
-    shown = f"{top['method']} with {_score(top)}"
-    if not alike:
-        next_gap = between(top["name"], kept[1]["name"])
-        return (
-            f"Best score: {shown}. Every other method is below it; the next, "
-            f"{kept[1]['method']}, by {_size(next_gap)}."
-        )
-    single = [row for row in alike if between(top["name"], row["name"])["n"] < 2]
-    names = _names([row["method"] for row in alike])
-    because = (
-        "there are too few runs of the same seed"
-        if len(single) == len(alike)
-        else "the interval of the difference, paired by seed, holds 0, or there are too few seeds"
-        if single
-        else "the interval of the difference, paired by seed, holds 0"
-    )
-    rest = len(kept) - 1 - len(alike)
-    others = f" The other {_counted(rest, 'method')} below." if rest else ""
-    return (
-        f"Best score: it cannot be told which. The highest mean is that of {shown}; {names} "
-        f"cannot be told apart from it ({because}).{others}"
-    )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun} is" if count == 1 else f"{count} {noun}s are"
+def _tested(kept: list[Row], between: Gap) -> bool:
+    """Whether any method can be told apart from the best; one seed leaves nothing to test."""
+    return any(between(kept[0], row)["interval"] for row in kept[1:])
 
 
 def _alike(kept: list[Row], between: Gap) -> list[Row]:
     """The methods that the first, which has the highest mean, is not shown to be above."""
     found = []
     for row in kept[1:]:
-        ends = between(kept[0]["name"], row["name"])["interval"]
+        ends = between(kept[0], row)["interval"]
         if ends is None or ends[0] <= 0:
             found.append(row)
     return found
 
 
-def _within_margin(kept: list[Row], between: Gap, margin: float) -> tuple[list[Row], list[Row]]:
+def _within_margin(
+    kept: list[Row], between: Gap, margin: float | None
+) -> tuple[list[Row], list[Row]]:
     """The methods shown to be less than a margin below the best, and those it cannot be told of."""
-    good, untold = [kept[0]], []
+    good: list[Row] = kept[:1]
+    untold: list[Row] = []
+    if margin is None:
+        return good, untold
     for row in kept[1:]:
-        ends = between(row["name"], kept[0]["name"])["interval"]
+        ends = between(row, kept[0])["interval"]
         if ends is not None and ends[0] > -margin:
             good.append(row)
         elif ends is None or ends[1] > -margin:
@@ -134,94 +116,109 @@ def _within_margin(kept: list[Row], between: Gap, margin: float) -> tuple[list[R
     return good, untold
 
 
-def _smallest(kept: list[Row], between: Gap, margin: float | None) -> str:
-    """The smallest saved file among the methods that are shown to be as good as the best."""
-    if margin is None:
-        return "Smallest file: no claim sets a margin for these tasks, and 'as good as' needs one."
-    known = [row for row in kept if row["file"]]
-    if kept[0] not in known:
-        return "Smallest file: the size of the best method's is not known."
-    good, untold = _within_margin(kept, between, margin)
-    least = min((row for row in good if row in known), key=lambda row: row["file"])
-    same = [row for row in good if row in known and _is_same(row, least, "file")]
-    names = _names([row["method"] for row in same])
-    told = f"Smallest file within {margin:g} points of the best: "
-    if least is kept[0]:
-        told += (
-            f"that of {names} with the best mean, "
-            f"{_kib(least)}; no smaller one is shown to lose less than that"
+def _best(kept: list[Row], between: Gap) -> str:
+    """Which method scores best, or between which that cannot be told."""
+    top, alike = kept[0], _alike(kept, between)
+    shown = f"{top['method']} with {_score(top)}"
+    if not alike:
+        following = f"{kept[1]['method']}, {_size(between(kept[1], top))}"
+        return f"Best score: {shown}. Every other method is below it; the next is {following}."
+    told = f"Best score: it cannot be told which. The highest mean is that of {shown}; "
+    if not _tested(kept, between):
+        return (
+            f"{told}of all {len(kept)} methods there are too few runs of the same seed to tell any "
+            "difference from chance."
         )
+    tied = [row for row in alike if between(top, row)["interval"] is not None]
+    parts = []
+    if tied:
+        every = len(tied) == len(kept) - 1
+        who = "none of the others can" if every else f"{_names(tied)} cannot"
+        parts.append(
+            f"{who} be told apart from it: the interval of the difference, paired by seed, holds 0"
+        )
+    if rest := [row for row in alike if row not in tied]:
+        parts.append(f"of {_names(rest)} there are too few runs of the same seed to tell")
+    return f"{told}{'; '.join(parts)}.{_others_below(len(kept) - 1 - len(alike))}"
+
+
+def _others_below(count: int) -> str:
+    if not count:
+        return ""
+    return f" The other {'method is' if count == 1 else f'{count} methods are'} below."
+
+
+def _smallest(
+    kept: list[Row], good: list[Row], untold: list[Row], between: Gap, margin: float
+) -> str:
+    """The smallest saved file among the methods that are shown to be as good as the best."""
+    known = [row for row in good if row["file"]]
+    if not known:
+        return "Smallest file: the size of the best method's is not known."
+    least = min(known, key=lambda row: row["file"])
+    same = [row for row in known if _is_same(row, least, "file")]
+    told = f"Smallest file within {margin:.1f} points of the best: {_names(same)}, {_kib(least)}; "
+    if kept[0] in same:
+        told += "no smaller one is shown to lose less than that"
     else:
-        told += f"{names}, {_kib(least)}; {_below(least, kept, between)}"
-    smaller = [row for row in untold if row in known and row["file"] < least["file"] * (1 - ALIKE)]
+        told += _below(same[0], kept, between)
+    smaller = [row for row in untold if row["file"] and row["file"] < least["file"] * (1 - ALIKE)]
     if smaller:
         smaller.sort(key=lambda row: row["file"])
-        sizes = _names([f"{row['method']} ({_kib(row)})" for row in smaller])
+        sizes = _joined([f"{row['method']} ({_kib(row)})" for row in smaller])
         told += f". Of {sizes} it cannot be told"
     return f"{told}."
 
 
-def _least_memory(kept: list[Row], between: Gap, margin: float | None) -> str:
+def _least_memory(kept: list[Row], good: list[Row], between: Gap, margin: float | None) -> str:
     known = [row for row in kept if row["memory"]]
     if not known:
-        return "Least memory: no step was measured."
-    told = f"Least memory of a step: {_cheapest(known, kept, 'memory', _mib, between)}"
-    return f"{told}{_among(known, kept, 'memory', _mib, between, margin)}."
+        return "Least memory of a step: none was measured."
+    least = min(known, key=lambda row: row["memory"])
+    first, *same = [row for row in known if _is_same(row, least, "memory")]  # the best score first
+    told = (
+        f"Least memory of a step: {first['method']}, {_mib(first)}; {_below(first, kept, between)}"
+    )
+    if same:
+        told += f". To a hundredth the same: {_names(same)}"
+    return f"{told}{_among(good, [first, *same], 'memory', _mib, margin)}."
 
 
 def _fastest(
-    results: Results, scope: Scope, kept: list[Row], between: Gap, margin: float | None
+    results: Results,
+    scope: Scope,
+    kept: list[Row],
+    good: list[Row],
+    between: Gap,
+    margin: float | None,
 ) -> str:
     """The fastest step; those whose quartiles meet its own cannot be told apart from it."""
     known = [row for row in kept if row["time"]]
     if not known:
         return "Fastest step: none was measured."
-    first = min(known, key=lambda row: row["time"])
     profiles = results.profiles
     profiles = profiles[(profiles["model"] == scope.model) & (profiles["status"] == DONE)]
     quartiles = profiles.set_index("method")[["q1", "q3"]].to_dict("index")
+    first = min(known, key=lambda row: row["time"])
     ends = quartiles[first["name"]]
     alike = [
-        row["method"]
-        for row in known
-        if row is not first and quartiles[row["name"]]["q1"] <= ends["q3"]
+        row for row in known if row is not first and quartiles[row["name"]]["q1"] <= ends["q3"]
     ]
-    spread = f"quartiles {1e3 * ends['q1']:.3g} to {1e3 * ends['q3']:.3g}"
-    told = f"Fastest step: {first['method']}, {_ms(first)} ({spread})"
+    told = f"Fastest step: {first['method']}, {_ms(first)} (quartiles {1e3 * ends['q1']:.3g} to "
+    told += f"{1e3 * ends['q3']:.3g}); {_below(first, kept, between)}"
     if alike:
-        told += f"; {_names(alike)} cannot be told apart from it, since the quartiles meet"
-    told += f"; {_below(first, kept, between)}"
-    return f"{told}{_among(known, kept, 'time', _ms, between, margin)}."
+        told += f". Not told apart from it, since the quartiles meet: {_names(alike)}"
+    return f"{told}{_among(good, [first, *alike], 'time', _ms, margin)}."
 
 
-def _cheapest(
-    known: list[Row], kept: list[Row], cost: str, unit: Callable[[Row], str], between: Gap
-) -> str:
-    least = min(known, key=lambda row: row[cost])
-    same = [row["method"] for row in known if _is_same(row, least, cost)]
-    return f"{_names(same)}, {unit(least)}; {_below(least, kept, between)}"
-
-
-def _among(
-    known: list[Row],
-    kept: list[Row],
-    cost: str,
-    unit: Callable[[Row], str],
-    between: Gap,
-    margin: float | None,
-) -> str:
+def _among(good: list[Row], cheapest: list[Row], cost: str, unit: Amount, margin: Any) -> str:
     """The cheapest of the methods as good as the best, where that is not the cheapest of all."""
-    if margin is None:
+    known = [row for row in good if row[cost]]
+    if margin is None or not known or any(row in cheapest for row in known):
         return ""
-    good = [row for row in _within_margin(kept, between, margin)[0] if row in known]
     least = min(known, key=lambda row: row[cost])
-    if not good or any(_is_same(row, least, cost) for row in good):
-        return ""
-    cheapest = min(good, key=lambda row: row[cost])
-    return (
-        f". Of the methods shown to be within {margin:g} points of the best: {cheapest['method']}, "
-        f"{unit(cheapest)}"
-    )
+    of = f"Of the methods shown to be within {margin:.1f} points of the best"
+    return f". {of}: {least['method']}, {unit(least)}"
 
 
 def _budgets(kept: list[Row], between: Gap) -> list[str]:
@@ -232,38 +229,38 @@ def _budgets(kept: list[Row], between: Gap) -> list[str]:
     counts = [row["trainable"] for row in known]
     powers = range(int(np.ceil(np.log10(min(counts)))), int(np.ceil(np.log10(max(counts)))) + 1)
     lines: list[str] = []
-    before: list[Row] = []
+    before: Row | None = None
     for power in powers:
         inside = [row for row in known if row["trainable"] <= 10.0**power]
-        if not inside or (before and inside[0] is before[0]):
+        top = inside[0]
+        if top is before:
             continue  # a larger budget buys nothing better
-        before = inside
-        top, alike = inside[0], _alike(inside, between)
-        told = (
-            f"At most {10**power:,} trained parameters: {top['method']} ({top['trainable']:,.0f}) "
-            f"with {_score(top)}"
-        )
+        before, alike = top, _alike(inside, between)
+        told = f"At most {10**power:,} trained parameters: {top['method']}, which trains "
+        told += f"{top['trainable']:,.0f}, with {_score(top)}"
         if len(inside) == 1:
             told += ", the only one"
+        elif len(alike) == len(inside) - 1:
+            told += "; none of the others can be told apart from it"
         elif alike:
-            told += f"; {_names([row['method'] for row in alike])} cannot be told apart from it"
-        else:
-            told += f"; the other {_counted(len(inside) - 1, 'method')} below"
-        lines.append(f"{told}.")
+            told += f"; {_names(alike)} cannot be told apart from it"
+        lines.append(f"{told}.{_others_below(len(inside) - 1 - len(alike))}")
     return lines[-MOST_BUDGETS:]
 
 
 def _below(row: Row, kept: list[Row], between: Gap) -> str:
-    """'its score is 76.1 [75.0, 77.2], −2.1 [−3.0, −1.2] from the best (5 pairs of seeds)'."""
+    """'its score is 76.1 [75.0, 77.2], −2.1 [−3.0, −1.2] points from the best …'."""
     if row is kept[0]:
-        return f"it has the highest mean too, {_score(row)}"
-    apart = between(row["name"], kept[0]["name"])
+        return f"its score is the highest too, {_score(row)}"
+    apart = between(row, kept[0])
     away = f", {_size(apart)} from {kept[0]['method']}" if apart["n"] else ""
     return f"its score is {within(row['score'], row['interval'])}{away}"
 
 
 def _size(apart: dict[str, Any]) -> str:
     """A paired difference as '+1.2 [+0.3, +2.1] points (5 pairs of seeds)'."""
+    if apart["estimate"] is None:
+        return "with no seed in common"
     shown = signed(apart["estimate"])
     if apart["interval"] is not None:
         shown += f" [{', '.join(signed(end) for end in apart['interval'])}]"
@@ -281,8 +278,16 @@ def _is_same(row: Row, other: Row, cost: str) -> bool:
     return bool(abs(row[cost] - other[cost]) <= ALIKE * other[cost])
 
 
-def _names(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+def _names(rows: list[Row]) -> str:
+    return _joined([row["method"] for row in rows])
+
+
+def _joined(names: list[str]) -> str:
+    """'A, B and C'; where a name has a comma itself, 'A; B; and C'."""
+    if len(names) == 1:
+        return names[0]
+    comma, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
+    return f"{comma.join(names[:-1])}{last}{names[-1]}"
 
 
 def _kib(row: Row) -> str:
@@ -295,4 +300,5 @@ def _mib(row: Row) -> str:
 
 
 def _ms(row: Row) -> str:
-    return f"{1e3 * row['time']:,.3g} ms"
+    time = 1e3 * row["time"]
+    return f"{time:,.0f} ms" if time >= 100 else f"{time:.3g} ms"

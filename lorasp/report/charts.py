@@ -5,7 +5,7 @@ import json
 import math
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import altair as alt
 import vl_convert
@@ -39,7 +39,9 @@ CONFIG: dict[str, Any] = {
     "axis": TEXT
     | {"domainColor": MUTED, "tickColor": MUTED, "gridColor": MUTED, "gridOpacity": 0.25}
     | {"titleFontWeight": "normal", "labelLimit": 240},
-    "legend": TEXT | {"orient": "top", "title": None, "columns": 8, "symbolSize": 80},
+    "legend": TEXT
+    | {"orient": "top", "title": None, "columns": 8, "symbolSize": 80}
+    | {"symbolOpacity": 1},
     "title": {"color": INK, "anchor": "start", "fontSize": 13, "fontWeight": 600},
     "padding": 8,
 }
@@ -103,10 +105,16 @@ def log_ticks(low: float, high: float, least: int = 3, most: int = 6) -> list[fl
     return ticks if firsts == (10,) else ticks[:: -(-len(ticks) // most) or 1]
 
 
-def grid(panels: list[Panel], columns: int, gap: tuple[int, int]) -> alt.ConcatChart | alt.Chart:
-    """Panels in rows, `gap` pixels between columns and rows of plots, with one legend.
+def grid(
+    panels: list[Panel],
+    columns: int,
+    gap: tuple[int, int],
+    legends: Literal["shared", "independent"] = "shared",
+) -> alt.ConcatChart | alt.Chart:
+    """Panels in rows, `gap` pixels between columns and rows of plots.
 
-    With no panel, a line that says 'not run'.
+    They have one legend, or with `legends` "independent" one each. With no panel, a line that says
+    'not run'.
     """
     if not panels:
         nothing = alt.Chart(data([{}]), width=600, height=30)
@@ -114,7 +122,7 @@ def grid(panels: list[Panel], columns: int, gap: tuple[int, int]) -> alt.ConcatC
     joined = alt.concat(
         *panels, columns=columns, bounds="flush", spacing={"column": gap[0], "row": gap[1]}
     )
-    joined = joined.resolve_scale(color="shared", shape="shared", xOffset="independent")
+    joined = joined.resolve_scale(color=legends, shape=legends, xOffset="independent")
     return joined.properties(config=CONFIG)
 
 

@@ -8,6 +8,7 @@ import pandas as pd
 from lorasp.claims.statistics import interval
 from lorasp.config import Config
 from lorasp.report.charts import (
+    COLOURS,
     INK,
     Panel,
     Row,
@@ -30,10 +31,11 @@ CAPTIONS = {
     "figure2": "Figure 2 of the paper, redone: every method across the tasks. Filled marks are "
     "the mean of our seeds with one standard deviation (a single seed: with the standard "
     "error of its evaluation); hollow marks are the paper's numbers, drawn only where model and "
-    "task are the paper's own.",
+    "task are the paper's own. Of many methods it has those of the paper alone.",
     "profile": "Measured cost of a training step, of the states that the adapter needs (weights, "
     "gradients, AdamW moments, masks) and of its saved file, as ratios to LoRA on the same model.",
-    "loss": "Training loss, the mean over the seeds; the band spans all of them.",
+    "loss": "Training loss, the mean over the seeds; the band spans all of them. Many methods are "
+    "spread over several panels.",
 }
 
 
@@ -115,11 +117,12 @@ def figure2(config: Config, results: Results, tables: list[Table], stamp: str) -
     """
     recipes = [name for name in config["recipes"] if name in set(results.runs["recipe"])]
     drawn = [
-        (f"{group['model']}, {recipe}", rows, [method["name"] for method in group["methods"]])
+        (f"{group['model']}, {recipe}", rows, names)
         for table in tables
         for group in table["groups"]
         for recipe in recipes
-        for rows in [_marks(config, results, table, group, recipe)]
+        for names in [_few(config, [method["name"] for method in group["methods"]])]
+        for rows in [_marks(config, results, table, group, recipe, names)]
         if any(row["recipe"] == recipe for row in rows)
     ]
     used = {name for _, _, methods in drawn for name in methods}
@@ -152,10 +155,19 @@ def figure2(config: Config, results: Results, tables: list[Table], stamp: str) -
     return grid(panels, 1 if any(len(table["columns"]) > 4 for table in tables) else 2, (70, 70))
 
 
-def _marks(config: Config, results: Results, table: Table, group: Row, recipe: str) -> list[Row]:
+def _few(config: Config, names: list[str]) -> list[str]:
+    """The methods, or only those of the paper where there are more than colours."""
+    if len(names) <= len(COLOURS):
+        return names
+    return [name for name in names if config["methods"][name].get("group", "paper") == "paper"]
+
+
+def _marks(
+    config: Config, results: Results, table: Table, group: Row, recipe: str, names: list[str]
+) -> list[Row]:
     """The records of one panel: ours of this recipe, the untouched base model's, the paper's."""
     marks = []
-    for method in group["methods"]:
+    for method in (entry for entry in group["methods"] if entry["name"] in names):
         for row in method["rows"]:
             papers = row["kind"] == "paper" and group["papers"]
             if row["recipe"] not in (recipe, UNTRAINED) and not papers:
@@ -236,36 +248,52 @@ def costs(config: Config, results: Results, stamp: str) -> Figure:
 
 
 def loss_curves(config: Config, results: Results, stamp: str) -> Figure:
-    """Training loss by step, one panel a (model, task, recipe), one line a method."""
+    """Training loss by step, one line a method, one panel a (model, task, recipe), or several."""
     used = set(results.losses["method"])
-    panels = []
+    every = [name for name in config["methods"] if name in used]
+    few = len(every) <= len(COLOURS)
+    panels: list[Panel] = []
     for (model, task, recipe), losses in results.losses.groupby(
         ["model", "task", "recipe"], sort=False
     ):
-        lines = losses.groupby(["method", "step"], sort=False)["loss"]
-        points = lines.agg(["mean", "min", "max"]).reset_index()
-        rows = [
-            {
-                "method": config["methods"][method]["label"],
-                **line.drop(columns="method").iloc[k].to_dict(),
-            }
-            for method, line in points.groupby("method", sort=False)
-            for k in range(0, len(line), -(-len(line) // 100))  # a hundred points draw a line
-        ]
-        chart = alt.Chart(data(rows)).encode(
-            x=alt.X("step:Q", title="step").axis(tickCount=4), color=colour(config, used)
-        )
-        title = "training loss"
-        panels.append(
-            layers(
-                [f"{task}, {recipe}", str(model)], 300, 140, stamp,
-                chart.mark_area(opacity=0.15).encode(
-                    y=alt.Y("min:Q", title=title).scale(zero=False), y2="max:Q"
-                ),
-                chart.mark_line(strokeWidth=1.3).encode(
-                    y=alt.Y("mean:Q", title=title).scale(zero=False),
-                    tooltip=["method:N", "step:Q", alt.Tooltip("mean:Q", format=".3f")],
-                ),
-            )
-        )  # fmt: skip
-    return grid(panels, 3, (70, 90))
+        names = [name for name in every if name in set(losses["method"])]
+        title = [f"{task}, {recipe}", str(model)]
+        for first in range(0, len(names), len(COLOURS)):
+            shown = names[first : first + len(COLOURS)]
+            labels = [config["methods"][name]["label"] for name in shown]
+            own = alt.Scale(domain=labels, range=COLOURS[: len(labels)])
+            hue = alt.Color("method:N", scale=own).legend(columns=2, symbolSize=40)
+            hue = colour(config, used) if few else hue
+            part = losses[losses["method"].isin(shown)]
+            panels.append(_losses(config, part, hue, title, stamp))
+    return grid(panels, 3, (70, 90 if few else 165), "shared" if few else "independent")
+
+
+def _losses(
+    config: Config, losses: pd.DataFrame, hue: alt.Color, title: list[str], stamp: str
+) -> Panel:
+    lines = losses.groupby(["method", "step"], sort=False)["loss"]
+    points = lines.agg(["mean", "min", "max"]).reset_index()
+    rows = [
+        {
+            "method": config["methods"][method]["label"],
+            **line.drop(columns="method").iloc[k].to_dict(),
+        }
+        for method, line in points.groupby("method", sort=False)
+        for k in range(0, len(line), -(-len(line) // 100))  # a hundred points draw a line
+    ]
+    chart = alt.Chart(data(rows)).encode(
+        x=alt.X("step:Q", title="step").axis(tickCount=4),
+        color=hue,
+    )
+    name = "training loss"
+    return layers(
+        title, 300, 140, stamp,
+        chart.mark_area(opacity=0.15).encode(
+            y=alt.Y("min:Q", title=name).scale(zero=False), y2="max:Q"
+        ),
+        chart.mark_line(strokeWidth=1.3).encode(
+            y=alt.Y("mean:Q", title=name).scale(zero=False),
+            tooltip=["method:N", "step:Q", alt.Tooltip("mean:Q", format=".3f")],
+        ),
+    )  # fmt: skip

@@ -1,7 +1,6 @@
 """Sweeps as heat maps: the score at every combination of values, and how far it moves over them."""
 
 import itertools
-import math
 from typing import Any
 
 import altair as alt
@@ -15,7 +14,7 @@ from lorasp.report.collect import DIVERGED, DONE, RUN, Results, summarise
 from lorasp.sweeps import points
 
 HEAT = "#009e73"
-WIDTH, HEIGHT = 74, 40  # pixels of a cell
+WIDTH, HEIGHT = 92, 40  # pixels of a cell
 WORDS = {"learning_rate": "learning rate", "batch_size": "batch size"}
 SWEEP_CAPTIONS = {
     "sweeps": "Mean score over the seeds at every combination of values, with its standard "
@@ -29,14 +28,19 @@ def without_sweeps(config: Config, results: Results) -> Results:
     """The results without the runs that a sweep alone asks for: they are no methods to compare."""
     if not config.get("sweeps"):
         return results
-    extra = sum(
-        len(sweep["models"]) * len(sweep["tasks"]) * math.prod(map(len, sweep["over"].values()))
-        for sweep in config["sweeps"]
-    )
-    own = config | {"experiments": config["experiments"][:-extra]}  # expand put them last
-    kept = {_key(cell) for cell in cells(own)}
+    own = config["experiments"][::-1]  # those of the sweeps were put last
+    seeds = {sweep["name"]: sweep["seeds"] for sweep in config["sweeps"]}
+    for point in points(config):
+        cell = point["cell"]
+        group = {f"{kind}s": [getattr(cell, kind)] for kind in RUN}
+        group |= {"seeds": seeds[point["sweep"]]}
+        if cell.seed == group["seeds"][0] and group in own:
+            own.remove(group)
+    kept = {_key(cell) for cell in cells(config | {"experiments": own[::-1]})}
     runs, scores, losses = (
-        frame[[key in kept for key in frame[[*RUN, "seed"]].itertuples(index=False, name=None)]]
+        frame.loc[
+            [key in kept for key in frame[[*RUN, "seed"]].itertuples(index=False, name=None)], :
+        ]
         for frame in (results.runs, results.scores, results.losses)
     )
     return Results(
@@ -62,7 +66,11 @@ def maps(config: Config, results: Results) -> list[Row]:
         sweep = methods[name]
         by_values: dict[tuple[Any, ...], list[Cell]] = {}
         for point in here:
+            if _key(point["cell"]) not in runs:
+                continue
             by_values.setdefault(tuple(point["values"].items()), []).append(point["cell"])
+        if not by_values:  # the configuration has other experiments than its sweeps made
+            continue
         found.append(
             {
                 "sweep": name,
@@ -120,7 +128,7 @@ def _lines(cell: Row) -> tuple[str, str]:
     bad = [f"{cell[name]} {name}" for name in ("diverged", "undefined") if cell[name]]
     if cell["mean"] is None:
         return (bad[0], "") if bad else ("not run", "")
-    spread = "" if cell["sd"] is None else f"± {cell['sd']:.1f} "
+    spread = "" if cell["sd"] is None or bad else f"± {cell['sd']:.1f} "
     runs = str(cell["n"]) if whole(cell) else f"{cell['n']} of {cell['planned']}"
     return f"{cell['mean']:.1f}", ", ".join([f"{spread}({runs})", *bad])
 
@@ -243,17 +251,19 @@ def _beside_lora(entry: Row, found: list[Row]) -> str:
     for other in found:
         if other["method"] != "lora" or any(other[k] != entry[k] for k in ("model", "task")):
             continue
-        keys = [key for key in entry["keys"] if key in other["keys"]]
+        keys = entry["keys"]
+        if set(keys) != set(other["keys"]):
+            continue
         mine, others = ([cell for cell in m["cells"] if whole(cell)] for m in (entry, other))
         shared = {_at(c, keys) for c in mine} & {_at(c, keys) for c in others}
-        if keys and len(shared) > 1:
+        if len(shared) > 1:
             ranges = [
                 np.ptp([cell["mean"] for cell in cells if _at(cell, keys) in shared])
                 for cells in (mine, others)
             ]
             more = "more" if ranges[0] > ranges[1] else "no more"
             return (
-                f" Over the {len(shared)} values of {', '.join(map(_word, keys))} that both were "
+                f" Over the {len(shared)} combinations that both were "
                 f"run with, it moves by {ranges[0]:.1f} points and {other['label']} by "
                 f"{ranges[1]:.1f}: {more} than {other['label']}."
             )

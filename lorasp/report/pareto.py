@@ -1,5 +1,6 @@
 """Scores against what they cost, with the Pareto front: parameters, file, memory and time."""
 
+import itertools
 import math
 from typing import Any
 
@@ -12,7 +13,7 @@ from lorasp.config import Config
 from lorasp.report.charts import INK, MUTED, Panel, Row, data, grid, group_look, layers, log_ticks
 from lorasp.report.collect import DONE, Results, anchor
 from lorasp.report.measures import standing
-from lorasp.report.placing import place
+from lorasp.report.placing import LETTER, LINE, Box, Point, place
 from lorasp.report.ranking import NO_PLACE, within
 from lorasp.report.scopes import Place, Samples, Scope, scores_over, troubles
 from lorasp.report.tables import UNTRAINED
@@ -53,7 +54,7 @@ def pareto_points(
 
 
 def _counts(row: Row, cost: str) -> bool:
-    return bool(row[cost]) and row["score"] is not None and row["whole"]
+    return row["trained"] and bool(row[cost]) and row["score"] is not None and row["whole"]
 
 
 def _point(
@@ -69,6 +70,7 @@ def _point(
         "name": method,
         "method": entry["label"],
         "group": entry.get("group", "paper"),
+        "trained": entry["family"] != "base",
         "score": mean,
         "interval": interval(values) if len(values) else None,
         "n": len(values),
@@ -123,20 +125,20 @@ def pareto(config: Config, points: list[Row], cost: str, stamp: str) -> alt.Conc
     """Score against a cost, one panel a scope of the recipe that decides, with the front."""
     recipe = config["verdicts"]["recipe"]
     points = [row for row in points if row["scope"].recipe == recipe and row["score"] is not None]
-    used = {row["group"] for row in points if row[cost]}
+    used = {row["group"] for row in points if row[cost] and row["trained"]}
     panels: list[Panel] = []
     for scope in dict.fromkeys(row["scope"] for row in points):
         here = [row for row in points if row["scope"] == scope]
-        if any(row[cost] for row in here):
+        if any(row[cost] and row["trained"] for row in here):
             panels.append(_panel(here, cost, used, stamp))
     return grid(panels, 2, (70, 95))
 
 
 def _panel(points: list[Row], cost: str, used: set[str], stamp: str) -> Panel:
     what, unit, factor = COSTS[cost]
-    shown = [row for row in points if row[cost]]
+    shown = [row for row in points if row[cost] and row["trained"]]
     ends = _log_domain([row[cost] * factor for row in shown])
-    edges = [end for row in points for end in (row["interval"] or [row["score"]] * 2)]
+    edges = [end for row in shown for end in (row["interval"] or [row["score"]] * 2)]
     low, high = min(edges), max(edges)
     room = max(0.06 * (high - low), (10 - (high - low)) / 2)  # noise must not fill a panel
     scores = (low - room, high + room)
@@ -148,14 +150,16 @@ def _panel(points: list[Row], cost: str, used: set[str], stamp: str) -> Panel:
     y = alt.Y("score:Q", title="score").scale(domain=list(scores), nice=False, zero=False)
     best = front([mark for mark in marks if mark["counts"]], "cost")
     line = [*best, best[-1] | {"cost": ends[1]}] if best else []
-    base = [{"score": row["score"]} for row in points if row["trainable"] == 0]
+    untrained = [row["score"] for row in points if not row["trained"]]
+    base = [{"score": score} for score in untrained if scores[0] < score < scores[1]]
+    under = "".join(f"; untouched: {score:.1f}" for score in untrained)
     colour, form = group_look(used)
     named = [mark for mark in marks if mark["at_cost"] is not None]
     tooltip = ["method:N", "group:N", "text:N", "seeds:Q", alt.Tooltip("cost:Q", format=",.4~g")]
     chart = alt.Chart(data(marks)).encode(x=x)
     title = [f"{points[0]['scope'].model}, {points[0]['scope'].recipe}"]
     return layers(
-        [*title, ", ".join(points[0]["scope"].tasks)], *SIZE, stamp,
+        [*title, ", ".join(points[0]["scope"].tasks) + under], *SIZE, stamp,
         alt.Chart(data(base)).mark_rule(strokeDash=[1, 3], color=INK).encode(y=y),
         alt.Chart(data(line)).encode(x, y).mark_line(
             interpolate="step-after", color=MUTED, strokeWidth=1.5
@@ -217,16 +221,31 @@ def _name(marks: list[Row], ends: tuple[float, float], scores: tuple[float, floa
         (x, (scores[1] - mark["score"]) / per_pixel[1])
         for x, mark in zip(across, marks, strict=True)
     ]
-    found = place(pixels, [mark["short"] for mark in marks], SIZE)
+    corners = [at for mark, at in zip(marks, pixels, strict=True) if mark["method"] in on_front]
+    found = place(pixels, [mark["short"] for mark in marks], SIZE, _stairs(sorted(corners)))
     for mark, at in zip(marks, found, strict=True):
         mark["at_cost"] = mark["at_score"] = mark["to_cost"] = mark["to_score"] = None
         if at is not None:
             mark["at_cost"] = ends[0] * math.exp(at[0] * per_pixel[0])
             mark["at_score"] = scores[1] - at[1] * per_pixel[1]
             x, y = pixels[marks.index(mark)]
-            edge = (_towards(x, at[0], 2.8 * len(mark["short"])), _towards(y, at[1], 6.0))
+            edge = (
+                _towards(x, at[0], LETTER / 2 * len(mark["short"])),
+                _towards(y, at[1], LINE / 2),
+            )
             mark["to_cost"] = ends[0] * math.exp(edge[0] * per_pixel[0])
             mark["to_score"] = scores[1] - edge[1] * per_pixel[1]
+
+
+def _stairs(corners: list[Point]) -> list[Box]:
+    """The line of a front in pixels, as boxes that are a pixel or two thick."""
+    boxes: list[Box] = []
+    ends = [*(x for x, _ in corners[1:]), SIZE[0]]
+    for (x, y), end in zip(corners, ends, strict=True):
+        boxes.append((x, y - 1, end, y + 1))
+    for (_, y), (x, above) in itertools.pairwise(corners):
+        boxes.append((x - 1, above, x + 1, y))
+    return boxes
 
 
 def _towards(start: float, middle: float, half: float) -> float:

@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-LETTER, LINE = 5.6, 12.0  # pixels of an average letter and of a line, at 10 pixels of type
+LETTER, LINE = 6.2, 12.0  # pixels of an average letter and of a line, at 10 pixels of type
 MARK = 6.0  # half the side of a mark, with a little air
-RADII = (13, 22, 34, 48, 64, 84)
+RADII = (13, 22, 34, 48, 66)
 ANGLES = tuple(math.radians(turn) for turn in (0, 180, 270, 90, 315, 225, 45, 135))
 
 Point = tuple[float, float]
@@ -13,14 +13,17 @@ Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
 def place(
-    marks: Sequence[Point], names: Sequence[str], size: tuple[int, int]
+    marks: Sequence[Point],
+    names: Sequence[str],
+    size: tuple[int, int],
+    lines: Sequence[Box] = (),
 ) -> list[Point | None]:
     """The middle of each name in pixels, from the top left; None where no free place is near.
 
-    `marks` are the points that are named, the first of them served first; no name covers a mark,
-    meets another name or leaves the plot, which is `size` (width, height).
+    `marks` are the points that are named, the first of them served first; no name covers a mark or
+    one of `lines`, meets another name or leaves the plot, which is `size` (width, height).
     """
-    taken = [(x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks]
+    taken = [*lines, *((x - MARK, y - MARK, x + MARK, y + MARK) for x, y in marks)]
     found: list[Point | None] = []
     for mark, name in zip(marks, names, strict=True):
         half = (LETTER * len(name) / 2, LINE / 2)

@@ -24,7 +24,8 @@ NOTES = (
     "each task. It says how often, not by how much. It is unpaired by definition, although runs "
     "of one seed share it here.",
     "With few seeds such an interval is too narrow, and [1.00, 1.00] says only that every run of "
-    "one scored above every run of the other. Where a task has one run there is no interval.",
+    "one scored above every run of the other. Where a task has one run there is no interval; "
+    "among several tasks it is left out.",
     "A run that diverged, or whose metric is undefined, has no score. In P(X > Y) it loses to "
     "every run that has one. Its method keeps the mean of its other runs in this list and has no "
     "place. Runs that were not made are counted in the last column.",
@@ -69,7 +70,7 @@ def _at(config: Config, place: Place, methods: Samples) -> Row:
         if (mean := sample.mean) is not None and not sample.failed
     }
     rows = [
-        _row(config, name, [sample], [methods])
+        _row(config, name, {place: methods})
         | {"mean": sample.mean, "interval": interval(sample.values), "seeds": sample.seeds()}
         for name, sample in methods.items()
     ]
@@ -90,7 +91,7 @@ def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place,
     rows, means = [], {}
     for name in names:
         there = [places[place][name] for place in inside]
-        row = _row(config, name, there, [places[place] for place in inside])
+        row = _row(config, name, {place: places[place] for place in inside})
         row |= {"mean": None, "iqm": None, "seeds": str(sum(len(s.scores) for s in there))}
         if scaled and all(sample.scores and not sample.failed for sample in there):
             tasks = [normalised(places[p][name].values, *ends) for p, ends in scaled.items()]
@@ -139,15 +140,23 @@ def scale(config: Config, methods: Samples) -> tuple[float, float] | str:
     return base, float(best.mean())
 
 
-def _row(config: Config, name: str, samples: list[Sample], places: list[Samples]) -> Row:
-    """What both kinds of ranking say of a method; `samples` and `places` are in the same order."""
+def _row(config: Config, name: str, places: dict[Place, Samples]) -> Row:
+    """What both kinds of ranking say of a method."""
+    samples = {place: methods[name] for place, methods in places.items()}
     others = [
         reference
         for reference in REFERENCES
-        if reference != name and all(reference in methods for methods in places)
+        if reference != name and all(reference in methods for methods in places.values())
     ]
-    against = {other: compared(samples, [methods[other] for methods in places]) for other in others}
-    missing = [sample.told() for sample in samples if sample.told()]
+    against = {
+        other: compared(list(samples.values()), [methods[other] for methods in places.values()])
+        for other in others
+    }
+    missing = [
+        sample.told() + (f" ({place.model}, {place.task})" if len(places) > 1 else "")
+        for place, sample in samples.items()
+        if sample.told()
+    ]
     return {
         "method": name,
         "label": config["methods"][name]["label"],
@@ -158,12 +167,16 @@ def _row(config: Config, name: str, samples: list[Sample], places: list[Samples]
 
 
 def compared(left: list[Sample], right: list[Sample]) -> Estimate | None:
-    """The probability of improvement over the tasks that both have runs of; None without any."""
-    pairs = [
+    """The probability of improvement over the tasks that both have runs of; None without any.
+
+    A task with a single run of either counts only where there is no other: it has no interval.
+    """
+    both = [
         (x.outcomes, y.outcomes)
         for x, y in zip(left, right, strict=True)
         if len(x.outcomes) and len(y.outcomes)
     ]
+    pairs = [(x, y) for x, y in both if len(x) > 1 and len(y) > 1] or both
     if not pairs:
         return None
     return improvement([x for x, _ in pairs], [y for _, y in pairs])

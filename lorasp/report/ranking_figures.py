@@ -10,7 +10,7 @@ from lorasp.report.measures import Estimate
 from lorasp.report.scopes import REFERENCES
 
 Figure = alt.ConcatChart | alt.Chart
-CELL = 27  # pixels of a cell of the matrix
+CELL, MOST = 27, 32  # pixels of a cell of the matrix, and methods in it
 WINS, LOSES = "#0072b2", "#d55e00"
 RANKING_CAPTIONS = {
     "ranking": "The ranking over several tasks: normalised interquartile mean, and probability "
@@ -19,7 +19,7 @@ RANKING_CAPTIONS = {
     "improvement": "Probability in percent that a run of the row's method scores higher than a "
     "run of the column's, averaged over the pairs of model and task that both were planned for. "
     "Blue: the row wins; orange: the column. Bold: the 95 % interval does not hold 50. Empty: no "
-    "runs in common.",
+    "runs in common. More methods than fit are in tables/improvement.csv.",
 }
 
 
@@ -97,7 +97,7 @@ def _matrix(
 ) -> Panel:
     """Every pair as a cell; rows and columns in the order of the ranking, then the others."""
     ranked = [row["method"] for ranking in rankings for row in ranking["rows"]]
-    names = list(dict.fromkeys([*ranked, *(x for x, _ in found)]))
+    names = list(dict.fromkeys([*ranked, *(x for x, _ in found)]))[:MOST]
     labels = [config["methods"][name]["label"] for name in names]
     cells: list[dict[str, Any]] = [
         {
@@ -114,6 +114,7 @@ def _matrix(
             "tasks": estimate["tasks"],
         }
         for (x, y), estimate in found.items()
+        if x in names and y in names
     ]
     rows = alt.Y("X:N", title=None).scale(domain=labels).axis(ticks=False, domain=False)
     columns = alt.X("Y:N", title=None).scale(domain=labels)

@@ -196,9 +196,7 @@ def restore(model: Any, folder: Path) -> None:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if name in saved:
             if tensor.shape != saved[name].shape:  # a matrix that has gained or lost rank
-                tensor.data = torch.empty_like(
-                    saved[name], dtype=tensor.dtype, device=tensor.device
-                )
+                tensor.data = tensor.new_empty(saved[name].shape)
             tensor.copy_(saved[name])
 
 

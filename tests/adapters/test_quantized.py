@@ -92,6 +92,33 @@ def test_training_step_save_load_and_merge(quantization, settings, tmp_path) -> 
             torch.testing.assert_close(found, again, rtol=0, atol=0.02 * float(weight.abs().max()))
 
 
+@pytest.mark.parametrize("evaluated_before", [False, True])
+def test_gradients_are_the_same_after_an_evaluation(evaluated_before) -> None:
+    """On a CPU with AVX512, bitsandbytes packs a 4-bit weight in its first evaluation for good."""
+
+    def evaluate(network) -> None:
+        with torch.no_grad():
+            network.eval()(input_ids=IDS)
+
+    base = quantize_residual(llama(), config(), "nf4")
+    if evaluated_before:
+        evaluate(base)
+    model = get_peft_model(base, config())
+    found = []
+    for _ in range(2):
+        model.train().zero_grad()
+        model(input_ids=IDS, labels=IDS).loss.backward()
+        found.append([p.grad.clone() for p in model.parameters() if p.requires_grad])
+        evaluate(model)
+    reference = get_peft_model(quantize_residual(llama(), config(), "nf4"), config()).train()
+    reference(input_ids=IDS, labels=IDS).loss.backward()
+    exact = [p.grad for p in reference.parameters() if p.requires_grad]
+    for grads in found:
+        for ours, theirs in zip(grads, exact, strict=True):
+            # packing before the adapter came has rounded the scales of the blocks
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=0.05 * float(theirs.abs().max()))
+
+
 @pytest.mark.parametrize("quantization", LAYERS)
 def test_residual_is_equation_three(quantization: str) -> None:
     """Each layer computes qN(W - dW0) x + dW0 x, with dW0 = (alpha / r) B0 A0 by the definition."""

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from lorasp.adapters.registry import SHORT_NAMES, peft_config
+from lorasp.adapters.configure import peft_config
 from lorasp.claims import load_claims
 from lorasp.claims.applied import trained, trained_count
 from lorasp.claims.audit import audit
@@ -42,11 +42,13 @@ TARGETS = {
     "llama-7b": (64, 4096),
     "llama-13b": (80, 5120),
 }
+FIELDS = {"rank": "r", "dropout": "lora_dropout"}  # of PEFT, for our short names
 MARGINS: dict[str, Any] = {"margins": {"half": {"value": 0.5}, "tenth": {"value": 0.1}}}
 
 
 def check(**arguments: Any) -> Outcome:
-    given = {"left": "lora-half", "right": "lora", "models": ["t5-base"], "margin": "half"}
+    given: dict[str, Any] = {"left": "lora-half", "right": "lora"}
+    given |= {"models": ["t5-base"], "margin": "half"}
     return trained(MARGINS, {}, **(given | arguments))
 
 
@@ -71,7 +73,7 @@ def test_up_to_the_bound_holds() -> None:
 
 def test_the_worst_model_decides_or_the_best_where_one_is_enough() -> None:
     # full fine-tuning trains a larger multiple of LoRA's count on llama-7b than on t5-base
-    sides = {"left": "lora", "right": "ft", "models": ["t5-base", "llama-7b"]}
+    sides: dict[str, Any] = {"left": "lora", "right": "ft", "models": ["t5-base", "llama-7b"]}
     share = {name: 2 * LORA_8[name] / BODIES[name] for name in sides["models"]}
     document = {"margins": {"m": {"value": 1 - (share["t5-base"] + share["llama-7b"]) / 2}}}
     every = trained(document, {}, **sides, margin="m")
@@ -166,4 +168,4 @@ def test_what_is_assumed_of_a_peer_is_what_its_method_does(paper: str) -> None:
     own = {field.name for field in fields(made)} - inherited | set(entry["settings"])
     assert set(told) == own - {"targets", "selection_seed"}
     for name, value in told.items():
-        assert getattr(made, SHORT_NAMES.get(name, name)) == value
+        assert getattr(made, FIELDS.get(name, name)) == value

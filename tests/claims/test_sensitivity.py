@@ -74,7 +74,8 @@ def test_what_is_missing_or_undefined_is_told(tmp_path: Path) -> None:
     (told,) = judged(tmp_path, swept(), scores)["evidence"]
     assert "the scores of 3 of 4 points" in told and "range from 50.0 to 90.0" in told
     assert told.endswith("points; left out, without a defined score: 1 runs.")
-    only = {key: [None] for key in planted()} | {"roberta-base sst2 lora-sp stated": [90.0, 91.0]}
+    only: Scores = {key: [None] for key in planted()}
+    only |= {"roberta-base sst2 lora-sp stated": [90.0, 91.0]}
     (told,) = judged(tmp_path, swept(), only)["evidence"]
     assert told == "Sweep grid, roberta-base on sst2: 1 of 4 points have a score."
 

@@ -197,7 +197,7 @@ def test_the_command_answers_for_a_person(place: Path, capsys: Any) -> None:
     ("change", "message"),
     [
         (["--model", "gpt-9"], "model 'gpt-9' is unknown; known are llama-13b, llama-2-13b"),
-        (["--method", "dora"], "method 'dora' is unknown; known are base, ft, lora"),
+        (["--method", "doora"], "method 'doora' is unknown; known are dora, "),
         (["--method", "base"], "method base trains nothing"),
         (["--set", "quantize=fp4"], "settings.quantize is 'fp4'; allowed are none, nf4, int8"),
         (["--set", "recompute=some"], "settings.recompute is 'some'; allowed are none, full"),

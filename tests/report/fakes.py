@@ -7,7 +7,7 @@ from typing import Any
 from lorasp.bench import measure
 from lorasp.claims import PAPER, claims_file
 from lorasp.config import Cell, Config, cells, load_config, resolve
-from lorasp.results import sha256_of, write_json
+from lorasp.results import read_yaml, sha256_of, write_json
 
 ROOT = Path(__file__).parents[2]
 PROVENANCE = {
@@ -24,12 +24,20 @@ PROVENANCE = {
     },
 }
 TIMES = {"started": "2026-01-01T00:00:00+00:00", "finished": "2026-01-01T00:01:00+00:00"}
+PAPERS = ("base", "ft", "lora", "lora-half", "lora-sp", "lora-sp-init")
 TRAINABLE = {"base": 0, "ft": 120_000, "lora": 2_400, "lora-half": 1_200, "lora-sp": 1_200}
 
 
 def smoke() -> Config:
-    """The shipped smoke configuration."""
-    return load_config(ROOT / "config" / "smoke.yaml")
+    """The shipped smoke configuration with the paper's methods alone, and without its sweeps."""
+    path = ROOT / "config" / "smoke.yaml"
+    config = load_config(path)
+    config["sweeps"] = []
+    config["experiments"] = config["experiments"][: len(read_yaml(path)["experiments"])]
+    for group in (*config["experiments"], *config["profile"]["cells"]):
+        group["methods"] = [name for name in group["methods"] if name in PAPERS]
+    config["experiments"] = [group for group in config["experiments"] if group["methods"]]
+    return config
 
 
 def rename(config: Config, kind: str, old: str, new: str, **entry: Any) -> None:
@@ -54,7 +62,7 @@ def write_run(
     diverged_at: int | None = None,
 ) -> None:
     """The train.json and metrics.json of one run whose headline is `value`."""
-    resolved = resolve(config, cell)
+    resolved = resolve(config, cell, fitted=False)
     common = {
         "cell": dataclasses.asdict(cell),
         "config": resolved,

@@ -60,6 +60,7 @@ def poisoned(config: dict[str, Any]) -> dict[str, Any]:
                 if key in entry and isinstance(entry[key], str):
                     entry[key] = EVIL
             entry.setdefault("note", EVIL) if kind in ("models", "tasks") else None
+    config["methods"]["lora-half"]["interpretation"] = EVIL
     for index, method in enumerate(config["methods"].values()):
         method["label"] = f"{EVIL}{index}"  # labels tell methods apart
     return config

@@ -71,7 +71,9 @@ def evil(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_every_file_is_written(evil: Path) -> None:
     names = {str(file.relative_to(evil)) for file in evil.rglob("[!.]*") if file.is_file()}
     tables = ("table1", "table2", "table3", "profile", "peaks", "claims", "audit")
-    figures = ("figure2", "parameters", "memory", "seeds", "profile", "loss")
+    tables += ("ranking", "ranking-over-all", "improvement", "methods-costs")
+    figures = ("figure2", "parameters", "file", "memory", "time", "seeds", "profile", "loss")
+    figures += ("ranking", "improvement")
     assert names == {
         "report.html",
         "report.md",

@@ -1,17 +1,18 @@
 """Methods that do something between the steps, or bring an optimizer: real runs, killed and not."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from parts import assert_same, resumed, start, wait
-from runs import Run, adapter_of, weights
+from runs import Run, adapter_of
 from test_resume import KILLED, dies_in
 from transformers import TrainerCallback
 
 from lorasp.adapters import hooks
-from lorasp.adapters.dynamic import allocation_steps
 from lorasp.config import Config
 from lorasp.errors import UsageError
 from lorasp.training import train
@@ -44,22 +45,56 @@ def methods(config: Config) -> Config:
     return config
 
 
-class Calls(TrainerCallback):
-    """The gradients and ranks that a hook sees and leaves, step by step."""
+class Watch(TrainerCallback):
+    """Of each step: which gradients there were when the hook came, and the optimizer's rates."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
-        self.ranks: list[dict[str, int]] = []
+        self.gradients: list[bool] = []
+        self.rates: list[set[float]] = []
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.rates.append({group["lr"] for group in kwargs["optimizer"].param_groups})
 
 
-@pytest.mark.parametrize("micro", [None, 4])
-@pytest.mark.parametrize("name", METHODS)
-def test_killed_after_every_step(
-    run: Run, project: Path, name: str, micro: int | None, tmp_path: Path
-) -> None:
-    recipe: dict[str, Any] = {"select": "best", "epochs": 2}
-    if micro:
-        recipe["micro_batch_size"] = micro
+@pytest.fixture
+def watch(monkeypatch: pytest.MonkeyPatch) -> Watch:
+    watching, inner = Watch(), hooks.after_step
+
+    def after_step(model: Any, step: int) -> None:
+        trained = [weight for weight in model.parameters() if weight.requires_grad]
+        watching.gradients.append(all(weight.grad is not None for weight in trained))
+        watching.steps.append(step)
+        inner(model, step)
+
+    class Watched(train.CellTrainer):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            self.add_callback(watching)
+
+    monkeypatch.setattr(hooks, "after_step", after_step)
+    monkeypatch.setattr(train, "CellTrainer", Watched)
+    return watching
+
+
+def ranks_of(folder: Path) -> list[int]:
+    """The number of components of each saved A."""
+    return [len(value) for name, value in adapter_of(folder).items() if "lora_A" in name]
+
+
+BEST: dict[str, Any] = {"select": "best", "epochs": 2, "batch_size": 32, "micro_batch_size": 8}
+RESUMED: dict[str, dict[str, Any]] = {
+    "dynamic": BEST | {"settings": {"allocations": 3, "final_share": 0.9}},
+    "ada": BEST,
+    "plus": {"max_steps": 3, "micro_batch_size": 4},
+    "fa": {"max_steps": 3},
+    "mini": {"max_steps": 3},
+}
+
+
+@pytest.mark.parametrize("name", RESUMED)
+def test_killed_after_every_step(run: Run, project: Path, name: str) -> None:
+    recipe = RESUMED[name]
 
     def part() -> None:
         dies_in(train.CellTrainer, "_save_checkpoint")
@@ -69,6 +104,62 @@ def test_killed_after_every_step(
     codes = [wait(start(part))]
     while codes[-1] == KILLED:
         codes.append(wait(start(part)))
-    assert codes == [KILLED] * record["steps"] + [0]
+    assert codes == [KILLED] * (record["steps"] - ("select" not in recipe)) + [0]
     assert_same(whole, project / "parts")
     assert resumed(project / "parts") == [*range(1, len(codes))]
+    if name == "dynamic":
+        ranks = ranks_of(whole)
+        assert set(ranks) != {4} and sum(ranks) == 4 * len(ranks)
+
+
+@pytest.mark.parametrize("name", ["dynamic", "ada"])
+def test_the_hook_comes_once_a_step_and_sees_its_gradients(
+    run: Run, watch: Watch, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+    inner = hooks.begin
+
+    def begin(model: Any, optimizer: Any, total: int, done: int = 0) -> None:
+        told.append(total)
+        inner(model, optimizer, total, done)
+
+    monkeypatch.setattr(hooks, "begin", begin)
+    folder, record = run(name, max_steps=5, micro_batch_size=4)
+    assert told == [record["steps"]] == [5]
+    assert watch.steps == [1, 2, 3, 4, 5] and all(watch.gradients)
+    if name == "ada":
+        config = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+        kept = [sum(pattern) for pattern in config["rank_pattern"].values()]
+        assert config["total_step"] == 5 and sum(kept) <= 2 * len(kept) < 4 * len(kept)
+
+
+def test_b_learns_faster_with_lora_plus(run: Run, watch: Watch) -> None:
+    run("plus", max_steps=3, schedule="constant", warmup_ratio=0.0)
+    assert watch.rates == [{1e-2, 4e-2, 1e-6}] * 3  # A, B and head's biases, embeddings
+
+
+def test_a_stays_where_it_is_with_lora_fa(run: Run) -> None:
+    (early, first), (late, _) = (run("fa", out=f"{n}", max_steps=n) for n in (1, 4))
+    one, other = adapter_of(early), adapter_of(late)
+    for name, value in one.items():
+        assert torch.equal(value, other[name]) == ("lora_A" in name), name
+    # q and v of two layers of width 32, and the head
+    head = sum(value.numel() for name, value in one.items() if "classifier" in name)
+    assert first["parameters"]["trainable"] == 4 * 4 * 32 + head
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "what"),
+    [
+        ("plus", {"optimizer": {"kind": "sgd"}}, "allowed is a mapping with kind: adamw | lora"),
+        ("plus", {"optimizer": "loraplus"}, "is 'loraplus'; allowed is a mapping"),
+        ("plus", {"optimizer": {"kind": "adamw", "lr": 1}}, "optimizer has no lr"),
+        ("plus", {"optimizer": {"kind": "loraplus", "ratio": 2}}, "loraplus_lr_ratio"),
+        ("lora-sp", {"optimizer": {"kind": "loraplus", "loraplus_lr_ratio": 2}}, "whole matrices"),
+        ("mini", {"optimizer": {"kind": "lorafa"}}, "lorafa needs whole matrices A and B"),
+        ("ada", {"tinit": 4}, "tinit 4 and tfinal 0 has no step left to allocate in, of 4 steps"),
+    ],
+)
+def test_refusals(run: Run, name: str, settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(what)):
+        run(name, settings=settings, max_steps=4)

@@ -61,6 +61,9 @@ def losses(record: dict[str, Any]) -> list[float]:
         ("llama-tiny", "ft", 1, "last"),
         ("llama-tiny", "lora-sp", 4, "last"),
         ("t5-tiny", "ft", 6, "best"),
+        ("roberta-tiny", "lora-plus", 6, "best"),
+        ("llama-tiny", "lora-plus", 6, "last"),
+        ("t5-tiny", "lora-mini", 6, "last"),
     ],
 )
 def test_two_processes_train_as_one(
@@ -325,6 +328,9 @@ def test_what_cannot_be_shared_is_refused(start: Start, config: Config) -> None:
         UsageError, match="micro_batch_size 5 in each of 2 processes does not divide"
     ):
         start(2, "lora", "llama-tiny", micro=5)
+    for method in ("dynamic-lora", "adalora"):
+        with pytest.raises(UsageError, match=f"method {method} trains in one process: what it mov"):
+            start(2, method, "roberta-tiny")
     config["runtime"]["precision"] = "fp16"
     with pytest.raises(UsageError, match=r"runtime\.precision fp16 on several devices"):
         start(2, "lora", "llama-tiny")

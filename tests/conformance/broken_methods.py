@@ -1,0 +1,110 @@
+"""Methods with one defect each, for the checks to find."""
+
+import random
+
+import torch
+from torch import nn
+
+from lorasp import Delta
+
+
+class Sound(Delta):
+    """W + M R, of a frozen random R (rank x in) and a trained M (out x rank)."""
+
+    def __init__(self, out_features, in_features, generator, rank=4):
+        super().__init__(out_features, in_features, generator)
+        rows = torch.randn(rank, in_features, generator=generator) / in_features**0.5
+        self.register_buffer("rows", rows, persistent=False)
+        self.mix = nn.Parameter(torch.zeros(out_features, rank))
+
+    def forward(self, weight):
+        return weight + self.mix @ self.rows
+
+
+class TrainsNothing(Delta):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+
+    def forward(self, weight):
+        return weight
+
+
+class TakesAnything(Sound):
+    def __init__(self, out_features, in_features, generator, **settings):
+        super().__init__(out_features, in_features, generator)
+
+
+class StartsElsewhere(Sound):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.mix.data.fill_(0.1)
+
+
+class DrawsByChance(Sound):
+    """The scale is saved, so that nothing but the seed's promise is broken."""
+
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.register_buffer("scale", torch.tensor(1 + random.random()))
+
+    def forward(self, weight):
+        return weight + self.mix @ self.rows * self.scale
+
+
+class IgnoresTheSeed(Sound):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, torch.Generator().manual_seed(3))
+
+
+class DrawsFromTorch(Sound):
+    """The same after the same seed, and another after what a later process has drawn."""
+
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, None)
+
+
+class MovesTheBase(Sound):
+    def forward(self, weight):
+        weight.data.mul_(1 + 1e-4)
+        return weight + self.mix @ self.rows
+
+
+class NeverLearns(Delta):
+    """Of two factors that both start at zero, neither has a gradient."""
+
+    seeded = False
+
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.left = nn.Parameter(torch.zeros(out_features, 1))
+        self.right = nn.Parameter(torch.zeros(1, in_features))
+
+    def forward(self, weight):
+        return weight + self.left @ self.right
+
+
+class HasASpare(Sound):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.spare = nn.Parameter(torch.zeros(3))
+
+
+class GoesUphill(Sound):
+    def forward(self, weight):
+        change = self.mix @ self.rows
+        return weight - change + 2 * change.detach()
+
+
+class SavesTheFrozen(Sound):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.register_buffer("rows", self.rows)
+
+
+class CountsItsCalls(Sound):
+    calls = 0
+
+    def forward(self, weight):
+        self.calls += self.training
+        change = self.mix @ self.rows
+        return weight + change * (1 + 0.1 * self.calls * self.training)

@@ -1,0 +1,255 @@
+"""What to use when: sentences whose numbers, intervals and doubts are known by hand."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fakes import PROVENANCE, TIMES, smoke, write_run
+from scipy import stats
+
+from lorasp.claims import load_claims
+from lorasp.config import Config, cells, resolve
+from lorasp.report import write_report
+from lorasp.report.advice import NO_SCORE_COUNTS, advice, margin_of
+from lorasp.report.collect import collect
+from lorasp.report.pareto import front_words, methods_frame, pareto_points
+from lorasp.report.scopes import samples, scopes
+from lorasp.report.tables import paper_tables
+from lorasp.results import read_json, write_json
+
+Plan = dict[str, dict[str, Any]]
+EVIL = '<img src=x onerror="alert(1)">|[a](http://evil.example)'
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def planted(plan: Plan, task: str = "sst2") -> Config:
+    """One task; a method has `scores` by seed (None: diverged), `file`, `memory`, `time`."""
+    config = smoke()
+    config["scale"] = "mini"
+    del config["no_result"]
+    seeds = max(len(entry["scores"]) for entry in plan.values())
+    group = {"models": ["roberta-tiny"], "tasks": [task], "recipes": ["stated"]}
+    config["experiments"] = [group | {"methods": list(plan), "seeds": list(range(seeds))}]
+    names = [name for name in plan if name != "base"]
+    cell = {"model": "roberta-tiny", "methods": names, "batch": 8, "length": 32}
+    config["profile"]["cells"] = [cell]
+    for run in cells(config):
+        entry = plan[run.method]
+        if run.seed < len(entry["scores"]):
+            value = entry["scores"][run.seed]
+            write_run(config, run, value, diverged_at=3 if value is None else None)
+            path = run.folder / "train.json"
+            train = read_json(path, "train")
+            train["adapter_bytes"] = entry["file"]
+            train["parameters"] = {"trainable": entry["file"] // 4, "total": 10**6}
+            write_json(path, train, "train")
+    for name in names:
+        write_profile(config, name, plan[name])
+    return config
+
+
+def write_profile(config: Config, method: str, entry: dict[str, Any]) -> None:
+    """A profile as the stage writes it, with a time (q1 and q3 a tenth apart) and a memory."""
+    import fakes
+
+    fakes.write_profile(config, "roberta-tiny", method, entry["time"], 4 * entry["file"])
+    path = Path("results/mini/profile/roberta-tiny", f"{method}.json")
+    profile = read_json(path, "profile") | {"peak_memory_bytes": entry["memory"] * 2**20}
+    write_json(path, profile | {"provenance": PROVENANCE, **TIMES}, "profile")
+
+
+def told(config: Config) -> dict[str, str]:
+    """The sentences of the only scope, by what stands before their colon."""
+    results = collect(config)
+    places = samples(config, results)
+    points = pareto_points(
+        config, results, places, scopes(config, places, paper_tables(config, results))
+    )
+    (entry,) = advice(config, results, places, points)
+    assert entry["title"].startswith("roberta-tiny on ")
+    return dict(sentence.split(": ", 1) for sentence in entry["sentences"])
+
+
+PLAN: Plan = {
+    "base": {"scores": [50.0] * 4, "file": 0},
+    "ft": {"scores": [85.0, 85.2, 84.9, 85.1], "file": 4_000_000, "memory": 900, "time": 0.30},
+    "lora": {"scores": [84.6, 84.9, 84.4, 84.7], "file": 80_000, "memory": 400, "time": 0.20},
+    "lora-half": {"scores": [80.0, 80.3, 79.9, 80.2], "file": 40_000, "memory": 399, "time": 0.10},
+    "lora-sp": {"scores": [83.0, 88.0, 81.0, 86.0], "file": 20_000, "memory": 402, "time": 0.104},
+    "lora-sp-init": {"scores": [99.0, None, 99.0, 99.0], "file": 400, "memory": 1, "time": 0.01},
+}
+
+
+def test_every_need_has_its_sentence_with_numbers_and_doubts() -> None:
+    lines = told(planted(PLAN))
+    low, high = stats.t.interval(0.9, 3, 85.05, stats.sem(PLAN["ft"]["scores"]))
+    best = lines["Best score"]
+    # LoRA-SP is half a point below on average, and its seeds are four points apart
+    assert best.startswith("it cannot be told which. The highest mean is that of FT with 85.0 [")
+    assert f"[{low:.1f}, {high:.1f}] (4 seeds)" in best
+    assert "LoRA-SP cannot be told apart from it" in best
+    assert best.endswith("The other 2 methods are below.")
+    # within a point of FT LoRA is shown to be (0.4 below, by 0.3 to 0.5), LoRA-SP is not
+    smallest = lines["Smallest file within 1.0 points of the best"]
+    assert smallest.startswith("LoRA, 78 KiB; its score is 84.7 [84.4, 84.9], −0.4 [")
+    assert "(4 pairs of seeds) from FT" in smallest
+    assert smallest.endswith("Of LoRA-SP (20 KiB) it cannot be told.")
+    memory = lines["Least memory of a step"]
+    assert memory.startswith("LoRA, 400 MiB; its score is 84.7")  # 399 is the same to a hundredth
+    assert memory.endswith("To a hundredth the same: LoRA-SP; and LoRA, r/2.")
+    fastest = lines["Fastest step"]
+    assert fastest.startswith("LoRA, r/2, 100 ms (quartiles 95 to 105); its score is 80.1 [")
+    assert "Not told apart from it, since the quartiles meet: LoRA-SP." in fastest
+    assert fastest.endswith("within 1.0 points of the best: LoRA, 200 ms.")
+    few = lines["At most 10,000 trained parameters"]
+    assert few.startswith("LoRA-SP, which trains 5,000, with 84.5 [")
+    assert few.endswith("(4 seeds). The other method is below.")
+    assert lines["At most 100,000 trained parameters"].startswith("LoRA, which trains 20,000, with")
+    assert lines["At most 1,000,000 trained parameters"].startswith("FT, which trains 1,000,000")
+    assert lines["Not considered"] == "LoRA-SP (init) (1 diverged)."
+
+
+def test_a_clear_winner_is_named_with_its_lead() -> None:
+    plan = {name: PLAN[name] for name in ("base", "ft", "lora", "lora-half")}
+    lines = told(planted(plan))
+    assert lines["Best score"].startswith("FT with 85.0 [")
+    assert "Every other method is below it; the next is LoRA, −0.4 [−" in lines["Best score"]
+
+
+def test_of_one_seed_nothing_can_be_told() -> None:
+    plan = {name: entry | {"scores": entry["scores"][:1]} for name, entry in PLAN.items()}
+    lines = told(planted(plan))
+    assert lines["Best score"] == (
+        "it cannot be told which. The highest mean is that of LoRA-SP (init) with 99.0 (one seed, "
+        "so no interval); of all 5 methods there are too few runs of the same seed to tell any "
+        "difference from chance."
+    )
+    assert not any(name.startswith("Smallest file") for name in lines)
+    assert lines["Least memory of a step"] == (
+        "LoRA-SP (init), 1 MiB; its score is the highest too, 99.0 (one seed, so no interval)."
+    )
+
+
+def test_equal_scores_and_missing_seeds_are_not_told_apart() -> None:
+    plan = {name: dict(PLAN[name]) for name in ("base", "ft", "lora", "lora-half")}
+    plan["lora"] |= {"scores": plan["ft"]["scores"]}
+    plan["lora-half"] |= {"scores": [80.0]}
+    lines = told(planted(plan))
+    # the differences of LoRA are all 0, so that there is nothing to test
+    assert lines["Best score"].endswith(
+        "of all 3 methods there are too few runs of the same seed to tell any difference from "
+        "chance."
+    )
+    assert lines["Considered with the runs that there are"] == "LoRA, r/2 (3 not run)."
+
+
+def test_the_margin_is_that_of_the_claims() -> None:
+    config = smoke()
+    margins = load_claims()["margins"]
+    assert margin_of(config, ("sst2",)) == margins["glue"]["value"]
+    assert margin_of(config, ("mrpc",)) == margins["glue-small"]["value"]
+    assert margin_of(config, ("sst2", "mrpc")) == margins["average"]["value"]
+    assert margin_of(config, ("wmt16-en-ro",)) == margins["translation"]["value"]
+    own = Path("own.yaml")
+    own.write_text(
+        "version: 1\nfamily: classification\ntext: [sentence]\nlabel: label\nlabels: [a, b]\n"
+        "train: train\nevaluate: [validation]\nmetrics: [accuracy]\nheadline: accuracy\n"
+    )
+    config["tasks"]["own"] = config["tasks"]["sst2"] | {"definition": "own.yaml"}
+    assert margin_of(config, ("own",)) is None
+
+
+def test_the_table_of_costs_names_the_fronts_and_what_failed() -> None:
+    config = planted(PLAN)
+    results = collect(config)
+    places = samples(config, results)
+    (scope,) = scopes(config, places, paper_tables(config, results))
+    points = pareto_points(config, results, places, [scope])
+    rows = {row["Method"]: row for row in methods_frame(points, scope).to_dict("records")}
+    assert rows["LoRA"]["Trained share"] == "2 %" and rows["LoRA"]["Saved file, KiB"] == "78.1"
+    assert rows["LoRA"]["Peak memory of a step, MiB"] == "400"
+    assert [rows[name]["Place"] for name in ("FT", "LoRA", "LoRA-SP", "LoRA, r/2", "Base")] == list(
+        "12345"
+    )
+    assert rows["LoRA-SP (init)"]["Place"] == "–"  # noqa: RUF001
+    assert rows["LoRA-SP (init)"]["Missing"] == "1 diverged"
+    # LoRA, r/2 costs more than LoRA-SP and scores less; the failed one is on no front
+    assert front_words(points, scope) == [
+        "trainable parameters: LoRA-SP, LoRA, FT",
+        "saved file: LoRA-SP, LoRA, FT",
+        "peak memory of a step: LoRA, r/2, LoRA, FT",
+        "time of a step: LoRA, r/2, LoRA-SP, LoRA, FT",
+    ]
+    assert rows["LoRA-SP (init)"]["On the front of"] == "–"  # noqa: RUF001
+
+
+def test_methods_are_compared_where_all_of_them_have_runs() -> None:
+    """A method with one of two tasks is compared on that one, those with both on both too."""
+    config = planted(PLAN)
+    group = config["experiments"][0]
+    config["experiments"].append(group | {"tasks": ["rte"], "methods": ["base", "ft", "lora"]})
+    results = collect(config)
+    places = samples(config, results)
+    found = scopes(config, places, paper_tables(config, results))
+    assert [(scope.tasks, len(scope.methods)) for scope in found] == [
+        (("sst2",), 6),
+        (("sst2", "rte"), 3),
+    ]
+
+
+def budget(config: Config, method: str, off: float, note: str | None) -> None:
+    write_json(
+        Path(f"results/mini/budget/roberta-tiny/{method}.json"),
+        {
+            "scale": "mini", "model": "roberta-tiny", "method": method, "budget": "trainable",
+            "reference": "lora", "unit": "trained parameters", "settings": {"rank": 7},
+            "steps": 1.0, "asked": 2000, "achieved": 2000 * (1 + off), "off": off, "note": note,
+            "made_from": "0" * 64,
+        },
+        "budget",
+    )  # fmt: skip
+
+
+def test_at_equal_cost_the_match_and_the_difference_are_told() -> None:
+    from lorasp.report.equal_cost import equal_cost_frame
+
+    config = planted({name: PLAN[name] for name in ("base", "ft", "lora", "lora-half")})
+    config["methods"]["lora-half"] |= {"match": {"trainable": "lora"}, "size": "rank"}
+    config["methods"]["ft"] |= {"match": {"time": "lora-sp"}}
+    budget(config, "lora-half", -0.125, "nothing comes nearer")
+    results = collect(planted({name: PLAN[name] for name in ("base", "ft", "lora", "lora-half")}))
+    ft, half = equal_cost_frame(config, samples(config, results)).to_dict("records")
+    assert (half["Equal to"], half["In"]) == ("LoRA", "trained parameters")
+    assert (half["Asked"], half["Achieved"], half["Off"]) == ("2,000", "1,750", "−12.50 %")
+    assert half["With"] == "rank 7 (nothing comes nearer)"
+    assert half["Score difference"] == "−4.6 [−4.6, −4.5], 4 pairs"
+    assert (ft["Asked"], ft["Score difference"]) == ("not fitted", "no pair of runs")
+
+
+def test_names_are_text_on_the_page_and_a_reading_is_marked_wherever_it_stands() -> None:
+    config = planted({name: PLAN[name] for name in ("base", "ft", "lora", "lora-sp")})
+    config["methods"]["lora"]["label"] = EVIL
+    config["methods"]["lora-sp"]["interpretation"] = f"how it is drawn {EVIL}"
+    folder = write_report(config).parent
+    page, text = ((folder / f"report.{kind}").read_text() for kind in ("html", "md"))
+    for shown in (page, text):
+        assert "What to use when" in shown and "<img src" not in shown
+        assert "LoRA-SP †" in shown and shown.count("how it is drawn") >= 4
+        assert NO_SCORE_COUNTS not in shown
+    assert "[a](http" not in text
+    for name in ("ranking", "methods-costs", "table1"):
+        assert "LoRA-SP †" in (folder / "tables" / f"{name}.csv").read_text()
+    assert "†" not in (folder / "verdicts.json").read_text()
+
+
+def test_where_no_score_counts_no_advice_is_given() -> None:
+    config = planted({name: PLAN[name] for name in ("base", "ft", "lora")})
+    config["no_result"] = "nothing counts"
+    for group in config["experiments"]:
+        assert resolve(config, cells(config)[0])["task"]["name"] == group["tasks"][0]
+    page = (write_report(config).parent / "report.html").read_text()
+    assert NO_SCORE_COUNTS in page and "Best score" not in page

@@ -1,0 +1,146 @@
+"""`lorasp methods`: what each method trains on roberta-base, against formulas that know no PEFT."""
+
+import json
+from collections.abc import Iterator
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lorasp.cli import main
+from lorasp.config import load_config
+from lorasp.listing import as_text, listing
+from lorasp.methods import table
+
+ROOT = Path(__file__).parents[1]
+# roberta-base: 12 layers with query and value, 768 x 768; a head of a dense layer and two labels
+LAYERS, WIDTH, INNER = 12, 768, 3072
+MATRICES = 2 * LAYERS
+HEAD = WIDTH * WIDTH + WIDTH + 2 * WIDTH + 2
+BASE = 124_647_170
+R = 16
+LORA = MATRICES * R * 2 * WIDTH
+NORMS = 2 * LAYERS + 1  # two in each layer, and that of the embeddings
+COUNTS = {
+    "base": 0,
+    "ft": BASE,
+    "lora": LORA + HEAD,
+    "lora-half": LORA // 2 + HEAD,
+    "lora-sp": LORA // 2 + HEAD,
+    "lora-sp-d125": LORA // 8 + HEAD,
+    "lora-sp-step": LORA + HEAD,
+    "lora-fa": MATRICES * R * WIDTH + HEAD,
+    "lora-fa-optimizer": MATRICES * R * WIDTH + HEAD,
+    "lora-sp-depth": LORA // 2 + HEAD,
+    "lora-sp-nf4-residual": LORA // 2 + HEAD,
+    "lora-mini": MATRICES * R * 2 * round(WIDTH / 20) + HEAD,
+    "dynamic-lora": LORA + HEAD,
+    "dora": LORA + MATRICES * WIDTH + HEAD,
+    "pissa": LORA + HEAD,
+    "mica": LORA // 2 + HEAD,
+    "adalora": MATRICES * 24 * (2 * WIDTH + 1) + HEAD,
+    "vera": MATRICES * (256 + WIDTH) + HEAD,
+    "pvera": MATRICES * (2 * 256 + WIDTH) + HEAD,
+    "randlora": MATRICES * (R + WIDTH) * ceil(WIDTH / R) + HEAD,
+    "shira": LORA + HEAD,
+    "miss": MATRICES * R * WIDTH + HEAD,
+    "loha": MATRICES * 2 * 8 * 2 * WIDTH + HEAD,
+    # 768 = 24 x 32 both ways: a factor of 24 x 24, and one of 32 x 32 of rank 4
+    "lokr": MATRICES * (24 * 24 + 4 * (32 + 32)) + HEAD,
+    "oft": MATRICES * (WIDTH // 32) * (32 * 31 // 2) + HEAD,
+    "boft": MATRICES * (WIDTH * 8 + WIDTH) + HEAD,
+    "hra": MATRICES * R * WIDTH + HEAD,
+    "psoft": MATRICES * (32 * 31 // 2 + 2 * 32) + HEAD,
+    # keys and values, and the input of the second feed-forward matrix and the attention's output
+    "ia3": LAYERS * (2 * WIDTH + WIDTH + INNER) + HEAD,
+    "fourierft": MATRICES * 1000 + HEAD,
+    "c3a": MATRICES * WIDTH * WIDTH // 32 + HEAD,
+    "road": MATRICES * WIDTH + HEAD,
+    "delora": LORA + MATRICES + HEAD,
+    "gralora": LORA + HEAD,
+    "hira": LORA + HEAD,
+    "glora": MATRICES * (2 * 8 * 2 * WIDTH + 8 * (WIDTH + 1) + 2) + HEAD,
+    "vblora": 90 * 32 + MATRICES * 4 * 2 * WIDTH // 32 * 90 + HEAD,
+    "unilora": 1024 + HEAD,
+    "tinylora": MATRICES * 64 + HEAD,
+    "osf": MATRICES * 384 * (2 * WIDTH + 1) + HEAD,
+    "supertuning": MATRICES * round(0.01 * WIDTH * WIDTH) + HEAD,
+    "beft": MATRICES * WIDTH + HEAD,
+    "ln-tuning": NORMS * 2 * WIDTH + HEAD,
+    "prompt-tuning": 20 * WIDTH + HEAD,
+    "prefix-tuning": 20 * 2 * LAYERS * WIDTH + HEAD,
+    "cartridge": 19 * 2 * LAYERS * WIDTH + HEAD,
+}
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the cache of simulated steps is there
+
+
+@pytest.fixture(scope="module")
+def rows() -> Iterator[dict[str, dict[str, Any]]]:
+    methods = {name: table()[name] for name in [*COUNTS, "shadow"]}
+    yield {row["name"]: row for row in listing({"methods": methods})}
+
+
+def test_counts_are_those_of_closed_forms(rows: dict[str, dict[str, Any]]) -> None:
+    found = {
+        name: row["parameters"] and row["parameters"]["trainable"] for name, row in rows.items()
+    }
+    assert {name: found[name] for name in COUNTS} == COUNTS
+
+
+def test_head_and_share(rows: dict[str, dict[str, Any]]) -> None:
+    found = rows["lora-sp"]["parameters"]
+    assert found == {"trainable": LORA // 2 + HEAD, "head": HEAD, "share": found["share"]}
+    assert found["share"] == pytest.approx((LORA // 2 + HEAD) / BASE)
+    assert rows["base"]["parameters"] == {"trainable": 0, "head": 0, "share": 0}
+
+
+def test_a_method_for_other_models_says_so(rows: dict[str, dict[str, Any]]) -> None:
+    row = rows["shadow"]
+    assert row["parameters"] is None and row["applies_to"] == ["causal"]
+    assert row["why"].startswith("method shadow does not apply to encoder models")
+
+
+def test_text_has_a_line_for_each_method(rows: dict[str, dict[str, Any]]) -> None:
+    lines = as_text(list(rows.values())).splitlines()
+    first = {line.split()[0]: line for line in lines if line and line[0] != " "}
+    assert set(rows) <= set(first)
+    assert f"{COUNTS['dora']:,}" in first["dora"] and "0.963%" in first["dora"]
+    told = "\n".join(lines)
+    assert "density=0.5" in told and "an interpretation: The abstract" in told
+    assert "causal alone: its shadow network" in told
+
+
+def test_cost_is_that_of_the_simulated_step_beside_loras() -> None:
+    methods = {name: table()[name] for name in ("base", "lora", "lora-sp", "waveft")}
+    found = {row["name"]: row for row in listing({"methods": methods}, cost=True)}
+    lora, sp = found["lora"]["cost"], found["lora-sp"]["cost"]
+    assert lora["peak_bytes_to_lora"] == lora["flops_to_lora"] == 1
+    assert sp["peak_bytes_to_lora"] == sp["peak_bytes"] / lora["peak_bytes"] < 1
+    assert found["base"]["cost"] is None and found["base"]["why"] is None
+    assert found["waveft"]["parameters"]["trainable"] == COUNTS["fourierft"]
+    assert "looks at the values of weights" in found["waveft"]["why"]
+    text = as_text(list(found.values()))
+    assert f"{sp['peak_bytes_to_lora']:.2f}" in text and "operations" in text
+
+
+def test_an_unknown_model_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["methods", "--model", "gpt-9"]) == 2
+    assert "model 'gpt-9' is unknown; known are" in capsys.readouterr().err
+
+
+def test_the_command_lists_a_configurations_methods_as_json(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    smoke = ROOT / "config" / "smoke.yaml"
+    few = {name: load_config(smoke)["methods"][name] for name in ("base", "lora-sp")}
+    monkeypatch.setattr("lorasp.commands.load_config", lambda _: {"methods": few})
+    assert main(["methods", "--json", "--config", str(smoke)]) == 0
+    base, sp = json.loads(capsys.readouterr().out)
+    assert {"name", "family", "label", "source", "settings", "trainable_rule"} <= set(sp)
+    assert sp["settings"]["rank"] == 4 and base["settings"] == {}
+    assert sp["parameters"]["trainable"] == LORA // 8 + HEAD

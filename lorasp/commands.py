@@ -3,6 +3,7 @@
 import argparse
 import json
 import logging
+import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -16,6 +17,7 @@ from lorasp.config import Cell, Config, known, load_config, parse_cell, resolve_
 from lorasp.errors import UsageError, WorkError
 from lorasp.locks import exclusively
 from lorasp.methods import table
+from lorasp.plugins import taken
 from lorasp.results import read_json, write_json
 
 # it warns at import of a 4-bit CPU kernel that it does without
@@ -252,6 +254,8 @@ def methods(options: argparse.Namespace) -> None:
     server.offline()
     from lorasp import listing
 
+    for sentence in taken(config["methods"]):
+        print(sentence, file=sys.stderr)
     rows = listing.listing(config, options.model, options.cost)
     print(json.dumps(rows, indent=1) if options.json else listing.as_text(rows))
 

@@ -7,7 +7,6 @@ somebody's code. `lorasp.adapters.own` imports a class when a run needs it.
 import ast
 import re
 import traceback
-from collections.abc import Iterable
 from contextlib import suppress
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -51,13 +50,18 @@ def installed() -> dict[str, Entry]:
     return found
 
 
-def taken(shipped: Iterable[str]) -> list[str]:
-    """A sentence for each entry point whose name is a method of the suite: it is left out."""
+def is_own(entry: Entry) -> bool:
+    """Whether an entry's class is not the suite's."""
+    return "code" in entry or "entry_point" in entry
+
+
+def taken(methods: dict[str, Entry]) -> list[str]:
+    """A sentence for each entry point whose name is another method's in a table: it is left out."""
     return [
         f"the entry point {point.name} ({point.value}) is left out: {point.name} is a method of "
         "the suite; its author has to choose another name"
         for point in entry_points(group=GROUP)
-        if point.name in set(shipped)
+        if not is_own(methods[point.name])
     ]
 
 
@@ -183,6 +187,15 @@ def _literal(node: ast.expr) -> list[Any]:
         return [ast.literal_eval(node)]
     except ValueError:
         return []
+
+
+def told_of(method: Entry, error: BaseException) -> str:
+    """What `told` says, of the place in a resolved method's own file where there is one."""
+    file = None
+    if is_own(method):
+        with suppress(UsageError):
+            file, _ = source_of(method["name"], method)
+    return told(error, file)
 
 
 def told(error: BaseException, file: Path | None = None) -> str:

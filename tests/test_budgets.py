@@ -295,8 +295,19 @@ def test_the_command(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
 def test_one_run_of_each_budget_and_of_a_sweep(tmp_path: Path) -> None:
     """From nothing to scores by the workflow; then nothing is left to do, until profiles change."""
     copy_checkout(ROOT, tmp_path)
-    folder = f"results/smoke/{TINY}/mrpc"
-    names = ("lora-sp-equal/stated", "lora-sp-memory/stated", "lora-sp-time/stated")
+    methods = ["lora-sp-equal", "lora-sp-memory", "lora-sp-time"]
+    run = {"models": [TINY], "tasks": ["mrpc"], "recipes": ["stated"], "seeds": [0]}
+    over = {"rank": [2], "learning_rate": [1e-3]}
+    sweep = {"models": [TINY], "tasks": ["mrpc"], "recipe": "stated", "seeds": [0], "over": over}
+    own = {
+        "extends": "smoke.yaml",
+        "scale": "own",
+        "experiments": [run | {"methods": methods}],
+        "sweeps": [sweep | {"name": "one", "method": "lora-sp"}],
+    }
+    (tmp_path / "config/own.yaml").write_text(yaml.safe_dump(own))
+    folder = f"results/own/{TINY}/mrpc"
+    names = [f"{method}/stated" for method in methods]
     swept = "lora-sp.rank-2/stated.learning_rate-0.001"
     targets = [f"{folder}/{name}/seed-0/metrics.json" for name in (*names, swept)]
 
@@ -304,7 +315,7 @@ def test_one_run_of_each_budget_and_of_a_sweep(tmp_path: Path) -> None:
         done = subprocess.run(
             [
                 *(sys.executable, "-m", "snakemake", "--cores", "1", *arguments),
-                *("--config", "scale=smoke", "--", *targets),
+                *("--config", "scale=own", "--", *targets),
             ],
             cwd=tmp_path,
             env={**os.environ, "PYTHONPATH": str(tmp_path)},
@@ -322,14 +333,12 @@ def test_one_run_of_each_budget_and_of_a_sweep(tmp_path: Path) -> None:
             assert resolved["method"]["settings"]["rank"] == 2
             continue
         budget = json.loads(
-            (
-                tmp_path / "results/smoke/budget" / TINY / f"{train['cell']['method']}.json"
-            ).read_text()
+            (tmp_path / "results/own/budget" / TINY / f"{train['cell']['method']}.json").read_text()
         )
         assert resolved["method"]["settings"].items() >= budget["settings"].items()
         assert resolved["recipe"]["epochs"] == pytest.approx(budget["steps"])
     assert "Nothing to be done" in snakemake("--dry-run")
-    profile = tmp_path / "results/smoke/profile" / TINY / "lora.json"
+    profile = tmp_path / "results/own/profile" / TINY / "lora.json"
     measured = json.loads(profile.read_text())
     measured["seconds"]["step"]["median"] *= 2
     profile.write_text(json.dumps(measured))

@@ -10,6 +10,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from lorasp.errors import UsageError
+from lorasp.plugins import is_own
 
 TASK_TYPES = {"encoder": "SEQ_CLS", "seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM"}
 SHORT_NAMES = {"rank": "r", "targets": "target_modules"}  # and dropout: see `_field_of`
@@ -75,7 +76,7 @@ def refuse_architecture(method: dict[str, Any], architecture: str) -> None:
 def _config_class(method: dict[str, Any]) -> tuple[str, Any]:
     """The method's family and PEFT's class of its configuration; its own code is loaded first."""
     family = method["family"]
-    if "code" in method or "entry_point" in method:
+    if is_own(method):
         from lorasp.adapters import own
 
         family = own.load(method)

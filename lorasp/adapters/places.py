@@ -41,17 +41,15 @@ def draw_places(total: int, count: int, *key: object) -> np.ndarray:
     They are the first different remainders of the words of the stream that belongs to `key`; of
     more than half, those that are left out are drawn.
     """
-    if 2 * count > total:
-        rest = np.ones(total, dtype=bool)
-        rest[draw_places(total, total - count, *key)] = False
-        return np.flatnonzero(rest)
-    drawn = count
-    while True:
-        words = raw_words(drawn, "places", *key) % np.uint64(total)
-        different, first = np.unique(words, return_index=True)
-        if len(different) >= count:
-            return np.sort(words[np.sort(first)[:count]]).astype(np.int64)
-        drawn += drawn // 2 + 8
+    wanted = min(count, total - count)
+    drawn, words, used = np.zeros(total, dtype=bool), np.empty(0, dtype=np.uint64), 0
+    # As many at a time as are missing: there are never too many.
+    while missing := wanted - int(np.count_nonzero(drawn)):
+        if used + missing > len(words):
+            words = raw_words(2 * (used + missing), "places", *key)
+        drawn[words[used : used + missing] % np.uint64(total)] = True
+        used += missing
+    return np.flatnonzero(drawn if wanted == count else ~drawn)
 
 
 class Places(nn.Module):

@@ -10,10 +10,12 @@ from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch.distributed.tensor import DTensor
 
 from lorasp.adapters import LoraSpConfig  # registers LORA_SP with PEFT
+from lorasp.adapters.base_layers import keep_unpacked, numel
 from lorasp.adapters.configure import BASE_SETTINGS, peft_config
 from lorasp.adapters.residual import quantize_residual
 from lorasp.errors import UsageError, WorkError
 from lorasp.models import compute_dtype, load_model
+from lorasp.plugins import is_own, told_of
 
 QUANTIZE = ("none", "nf4", "int8", "nf4-residual", "int8-residual")
 
@@ -46,10 +48,16 @@ def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.M
     torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
     config = peft_config(resolved)
     _hold_base(model, config, quantize, compute_dtype(resolved))
+    keep_unpacked(model)
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
-    except (NotImplementedError, TypeError, ValueError) as error:
-        raise UsageError(f"method {name}: {error}") from error
+    except Exception as error:
+        if is_own(resolved["method"]) and not isinstance(error, UsageError):
+            told = told_of(resolved["method"], error)
+            raise UsageError(f"method {name}: its own code fails: {told}") from error
+        if isinstance(error, NotImplementedError | TypeError | ValueError):
+            raise UsageError(f"method {name}: {error}") from error
+        raise
     _check_ranks(adapted)
     return adapted
 
@@ -121,9 +129,7 @@ def count_parameters(model: torch.nn.Module) -> dict[str, int]:
     """
     trainable = total = 0
     for parameter in model.parameters():
-        # bitsandbytes packs two 4-bit numbers into a byte
-        state = getattr(parameter, "quant_state", None)
-        count = state.shape.numel() if state is not None else parameter.numel()
+        count = numel(parameter)
         total += count
         trainable += count if parameter.requires_grad else 0
     return {"trainable": trainable, "total": total}

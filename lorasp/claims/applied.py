@@ -30,12 +30,11 @@ def _applied(model: str, method: str, settings: str) -> int:
         "method": resolve_method({"methods": table()}, method, json.loads(settings)),
         "runtime": {"device": "cpu", "precision": "fp32"},
     }
-    network = meta_model(model)
     with torch.device("meta"):
-        network = apply_method(network, resolved)
+        adapted = apply_method(meta_model(model), resolved)
     return sum(
         weight.numel()
-        for name, weight in network.named_parameters()
+        for name, weight in adapted.named_parameters()
         if weight.requires_grad and "classifier." not in name
     )
 

@@ -12,7 +12,7 @@ import torch
 
 from lorasp.adapters.configure import refuse_architecture
 from lorasp.errors import UsageError
-from lorasp.plugins import told
+from lorasp.plugins import told_of
 
 from . import keeping, learning, start
 from .subject import SHAPES, Failed, NotApplicable, Subject
@@ -92,4 +92,4 @@ def _run(one: Callable[[Subject], str], subject: Subject) -> tuple[str, str]:
     except UsageError as error:
         return "failed", f"refused: {error}"
     except Exception as error:  # of the method's own code: the author has to see where
-        return "failed", f"raised {told(error)}"
+        return "failed", f"raised {told_of(subject.method, error)}"

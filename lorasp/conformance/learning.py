@@ -104,8 +104,8 @@ def takes_any_batch(subject: Subject) -> str:
 
 def recomputes(subject: Subject) -> str:
     """Gradients are the same where activations are computed again in the backward pass."""
-    plain = subject.trained.model
-    again = copy.deepcopy(plain)
+    # copies both: a copy is without the hooks that PEFT's OSF has on gradients
+    plain, again = (copy.deepcopy(subject.trained.model) for _ in range(2))
     recompute_activations(again, subject.resolved(recompute="full"))
     found = []
     for model in (plain, again):

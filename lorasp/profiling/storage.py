@@ -26,6 +26,13 @@ COPIES = {aten._to_copy.default}
 SCRATCH: dict[Any, Callable[..., int]] = {}
 
 
+def dense_parts(tensor: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """The tensors that a sparse one (of PEFT's SHiRA) is made of, or itself: what has a storage."""
+    if tensor.layout == torch.sparse_coo:
+        return tensor._indices(), tensor._values()
+    return (tensor,)
+
+
 def storage_bytes(tensors: Iterable[torch.Tensor]) -> int:
     """Bytes of the distinct storages behind the tensors: a tied weight or a view counts once."""
     # by identity: storages of fake tensors have no address
@@ -110,7 +117,7 @@ class LiveStorage(TorchDispatchMode):
 
     def _kind(self, func: Any, args: tuple[Any, ...]) -> str:
         if func in COPIES:
-            source = self._entry(args[0].untyped_storage())
+            source = self._entry(dense_parts(args[0])[-1].untyped_storage())
             if source is not None and source[0] in ("weights", "copies"):
                 return "copies"
         return "activations" if self.phase == "forward" else "temporaries"
@@ -131,8 +138,9 @@ class LiveStorage(TorchDispatchMode):
         if (formula := flop_registry.get(func._overloadpacket)) is not None:
             self.flops[self.phase] += formula(*args, **kwargs, out_val=out)
         for value in (out,) if isinstance(out, torch.Tensor) else tree_iter(out):
-            if isinstance(value, torch.Tensor) and self._entry(value.untyped_storage()) is None:
-                self._add(value, self._kind(func, args))
+            for part in dense_parts(value) if isinstance(value, torch.Tensor) else ():
+                if self._entry(part.untyped_storage()) is None:
+                    self._add(part, self._kind(func, args))
         self._look(SCRATCH[func](*args, **kwargs) if func in SCRATCH else 0)
         return out
 

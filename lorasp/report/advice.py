@@ -126,8 +126,8 @@ def _best(kept: list[Row], between: Gap) -> str:
     told = f"Best score: it cannot be told which. The highest mean is that of {shown}; "
     if not _tested(kept, between):
         return (
-            f"{told}of all {len(kept)} methods there are too few runs of the same seed to tell any "
-            "difference from chance."
+            f"{told}of all {len(kept)} methods the runs of the same seed are too few, or all "
+            "alike, to tell any difference from chance."
         )
     tied = [row for row in alike if between(top, row)["interval"] is not None]
     parts = []
@@ -138,7 +138,7 @@ def _best(kept: list[Row], between: Gap) -> str:
             f"{who} be told apart from it: the interval of the difference, paired by seed, holds 0"
         )
     if rest := [row for row in alike if row not in tied]:
-        parts.append(f"of {_names(rest)} there are too few runs of the same seed to tell")
+        parts.append(f"of {_names(rest)} the runs of the same seed are too few, or all alike")
     return f"{told}{'; '.join(parts)}.{_others_below(len(kept) - 1 - len(alike))}"
 
 

@@ -79,10 +79,10 @@ def _intervals(
     colour, form = group_look(used)
     chart = alt.Chart(data(marks)).encode(y=y)
     numbers = [alt.Tooltip(f"{key}:Q", format=".2f") for key in ("estimate", "low", "high")]
-    even = [{"estimate": 0.5}] if chance else []
+    even = alt.Chart(data([{"estimate": 0.5}])).mark_rule(color=MUTED).encode(x=x)
     return layers(
         title, 240, 18 * len(order), stamp,
-        alt.Chart(data(even)).mark_rule(color=MUTED).encode(x=x),
+        *([even] if chance else []),
         chart.mark_rule(strokeWidth=3, opacity=0.5).encode(
             x=alt.X("low:Q"), x2="high:Q", color=colour
         ),

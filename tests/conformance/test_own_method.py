@@ -151,6 +151,26 @@ def test_a_file_that_will_not_do_is_told_with_its_line(
     assert "\n" not in str(error.value)
 
 
+def test_a_constructor_that_fails_is_told_with_its_line(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = ["from lorasp import Delta", "class Mine(Delta):"]
+    lines += [
+        "    def __init__(self, o, i, g):",
+        "        super().__init__(o, i, g)",
+        "        {}[3]",
+    ]
+    Path("methods/mine.py").write_text("\n".join(lines))
+    own = {"extends": "smoke.yaml", "methods": {"mine": {"code": "methods/mine.py:Mine"}}}
+    Path("config/bad.yaml").write_text(yaml.safe_dump(own))
+    assert main(["methods", "check", "mine", "--config", "config/bad.yaml", "--json"]) == 1
+    shown = capsys.readouterr()
+    failed = [one for one in json.loads(shown.out) if one["outcome"] == "failed"]
+    assert {one["check"] for one in failed} == {"builds"} and len(failed) == 3
+    assert "mine.py, line 5: KeyError: 3" in failed[0]["because"]
+    assert "1 of 1 methods failed: mine" in shown.err
+
+
 def test_a_name_of_the_suite_s_own_is_refused(project: Path) -> None:
     with pytest.raises(UsageError, match=r"methods\.lora is a method of the suite"):
         table({"lora": {"code": "methods/random_rows.py:RandomRows"}})
@@ -243,7 +263,7 @@ def test_a_broken_package_hurts_no_other(
     assert found["good"]["settings"] == {"rank": 8} and found["lora"]["family"] == "LORA"
     assert found["good"]["source"].startswith("W + M R")
     assert "goodone" not in sys.modules and "badone" not in sys.modules  # nothing is imported
-    (sentence,) = plugins.taken(["lora", "ft"])
+    (sentence,) = plugins.taken(found)
     assert "the entry point lora (badone:Mine) is left out" in sentence
     assert main(["methods", "check", "bad", "gone"]) == 1
     shown = capsys.readouterr()

@@ -34,6 +34,19 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Config]:
     torch.set_num_threads(threads)
 
 
+def test_a_method_that_cannot_be_simulated_is_measured(
+    config: Config, capsys: pytest.CaptureFixture[str]
+) -> None:
+    planned = copy.deepcopy(config)
+    for cell in planned["profile"]["cells"]:
+        cell["methods"].append("shira")
+    profile = read_json(profile_cell(planned, "llama-tiny", "shira"), "profile")
+    simulated = profile["simulated"]
+    assert (simulated["peak_bytes"], simulated["difference"]) == (None, None)
+    assert simulated["because"].startswith("method shira looks at the values of weights")
+    assert profile["peak_memory_bytes"] > 0 and "not simulated" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("model", "method"),
     [

@@ -46,15 +46,16 @@ def methods(config: Config) -> Config:
 
 
 class Watch(TrainerCallback):
-    """Of each step: which gradients there were when the hook came, and the optimizer's rates."""
+    """Of each step: the gradients when the hook came, and the optimizer's rates and decays."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
         self.gradients: list[bool] = []
-        self.rates: list[set[float]] = []
+        self.rates: list[set[tuple[float, float]]] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.rates.append({group["lr"] for group in kwargs["optimizer"].param_groups})
+        groups = kwargs["optimizer"].param_groups
+        self.rates.append({(group["lr"], group["weight_decay"]) for group in groups})
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ def test_the_hook_comes_once_a_step_and_sees_its_gradients(
 
 def test_b_learns_faster_with_lora_plus(run: Run, watch: Watch) -> None:
     run("plus", max_steps=3, schedule="constant", warmup_ratio=0.0)
-    assert watch.rates == [{1e-2, 4e-2, 1e-6}] * 3  # A, B and head's biases, embeddings
+    # A, B, the head's biases; embeddings, of which none is trained
+    assert watch.rates == [{(1e-2, 0.1), (4e-2, 0.1), (4e-2, 0.0), (1e-6, 0.1)}] * 3
 
 
 def test_a_stays_where_it_is_with_lora_fa(run: Run) -> None:

@@ -22,6 +22,7 @@ README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 COMMANDS = [line for kind, text in BLOCKS if kind == "console" for line in text.splitlines()]
 
+OWN_METHOD = "tests/conformance/test_own_method.py writes, installs and checks such a package"
 # Too dear to run here a second time.
 RUN_ELSEWHERE = {
     "pip install .": "test_packaging.py builds the wheel and checks what it holds and needs",
@@ -32,6 +33,14 @@ RUN_ELSEWHERE = {
     ".venv/bin/lorasp plan --scale paper --gpu h100-80gb": (
         "tests/planning/test_plan.py makes this plan"
     ),
+    ".venv/bin/lorasp methods check lora-sp": "tests/conformance/ checks every method",
+    (
+        ".venv/bin/lorasp budget --config config/smoke.yaml --model roberta-tiny "
+        "--method sparta-equal"
+    ): "tests/test_budgets.py fits methods; here there may be no prepared model",
+    ".venv/bin/lorasp methods new my-method": OWN_METHOD,
+    ".venv/bin/python -m pip install --no-build-isolation --no-deps -e my-method": OWN_METHOD,
+    ".venv/bin/lorasp methods check my-method": OWN_METHOD,
 }
 PARSED = ("train", "evaluate")  # the tests of the workflow run them
 
@@ -117,7 +126,8 @@ def test_configuration(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     runs = cells(config)
     assert len(runs) >= 6 and {run.scale for run in runs} == {"mine"}
     for run in runs:
-        assert peft_config(resolve(config, run)).r == 16
+        rank = 8 if run.method == "dora-8" else 16
+        assert peft_config(resolve(config, run)).r == rank
 
 
 def test_links_and_places_exist() -> None:

@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from lorasp.config import Config, data_folder, resolve_method, resolve_model
+from lorasp.budget_steps import ratio_of
+from lorasp.config import OF_A_STEP, Config, cells, data_folder, resolve_method, resolve_model
 from lorasp.errors import UsageError, WorkError
 from lorasp.public_models import public_models
 from lorasp.results import fingerprint, read_json, write_json
@@ -18,7 +19,7 @@ from lorasp.sweeps import resized
 UNITS = {
     "trainable": "trained parameters, without the classification head",
     "memory": "bytes at the peak of a simulated training step",
-    "time": "seconds of a measured training step, times the steps for each of the reference",
+    "time": "seconds of a measured training step, times the steps for each of the reference's",
 }
 FAR = 0.1  # from there on a distance from the reference is told
 SHARES = 10**6  # of a share in (0, 1] so many values are looked at
@@ -27,7 +28,10 @@ Budget = dict[str, Any]
 
 
 def check(config: Config) -> None:
-    """Refuse a `match` that nothing could be fitted to, with a UsageError."""
+    """Refuse a `match` that nothing could be fitted to, with a UsageError.
+
+    A method that is run needs, on each of its models, the profiles that it is fitted by.
+    """
     for name, entry in config["methods"].items():
         if "match" not in entry:
             continue
@@ -43,6 +47,10 @@ def check(config: Config) -> None:
                 f"{where} is reached by the setting that methods.{name}.size names: give it, and "
                 f"a number under settings; found size {size or 'nothing'}"
             )
+        for model in sorted({cell.model for cell in cells(config) if cell.method == name}):
+            profiles(config, model, name)
+            if kind == "memory":
+                _shape(config, model, name)
 
 
 def _is_number(value: object) -> bool:
@@ -87,14 +95,13 @@ def _step(config: Config, name: str) -> Budget | None:
     method = resolve_method(config, name)
     if method.get("match", {"time": ""}).keys() != {"time"}:
         return None
-    keys = ("family", "settings", "code", "entry_point", "code_sha256")
-    return {key: method[key] for key in keys if key in method}
+    return {key: method[key] for key in OF_A_STEP if key in method}
 
 
 def inputs(config: Config, model: str, method: str) -> Budget:
     """What a fit depends on in the configuration; measured times come to it."""
     kind, reference = matched(config, method)
-    names = ("family", "settings", "size", "code", "entry_point", "code_sha256")
+    names = (*OF_A_STEP, "size")
     entry = resolve_model(config, model)
     found: Budget = {
         "budget": kind,
@@ -164,16 +171,6 @@ def holds(config: Config, model: str, method: str, root: Path | None = None) -> 
     return True
 
 
-def stretched(recipe: Budget, steps: float) -> Budget:
-    """The recipe with so many times its steps."""
-    longer = dict(recipe)
-    if "epochs" in recipe:
-        longer["epochs"] = round(recipe["epochs"] * steps, 6)
-    if "max_steps" in recipe:
-        longer["max_steps"] = max(1, round(recipe["max_steps"] * steps))
-    return longer
-
-
 def write_budget(config: Config, model: str, method: str, out: Path | None = None) -> Path:
     """Fit a method and write its budget; the path.
 
@@ -196,7 +193,7 @@ def fit(config: Config, model: str, method: str) -> Budget:
     kind, reference = matched(config, method)
     by = _by_time if kind == "time" else _by_size
     found = by(config, model, method)
-    off = found["achieved"] / found["asked"] - 1
+    off = None if found["achieved"] is None else found["achieved"] / found["asked"] - 1
     return {
         "scale": config["scale"],
         "model": model,
@@ -211,18 +208,20 @@ def fit(config: Config, model: str, method: str) -> Budget:
     }
 
 
-def _note(found: Budget, off: float, reference: str) -> str | None:
-    if abs(off) <= FAR:
+def _note(found: Budget, off: float | None, reference: str) -> str | None:
+    if off is None or abs(off) <= FAR:
         return None
     more = "more" if off > 0 else "less"
     return (
-        f"nothing comes within {FAR:.0%} of {reference}: {_told(found['settings'])} is nearest, "
+        f"nothing comes within {FAR:.0%} of {reference}: {_told(found)} is nearest, "
         f"{abs(off):.0%} {more}"
     )
 
 
-def _told(settings: Budget) -> str:
-    return ", ".join(f"{key} {settings[key]:g}" for key in sorted(settings))
+def _told(budget: Budget) -> str:
+    settings = budget["settings"]
+    told = ", ".join(f"{key} {settings[key]:g}" for key in sorted(settings))
+    return told or f"{budget['steps']:.4g} times the steps, in whole ones,"
 
 
 def _by_time(config: Config, model: str, method: str) -> Budget:
@@ -234,7 +233,12 @@ def _by_time(config: Config, model: str, method: str) -> Budget:
             )
     asked, own = _seconds(config, model, method)
     steps = float(f"{asked / own:.6g}")
-    return {"settings": {}, "steps": steps, "asked": asked, "achieved": steps * own}
+    _, reference = matched(config, method)
+    runs = [cell for cell in cells(config) if (cell.model, cell.method) == (model, method)]
+    # whole steps of a run are not quite what is asked: the run that is furthest from it is told
+    times = [own * ratio for run in runs for ratio in ratio_of(config, run, reference, steps)]
+    achieved = max(times, key=lambda time: abs(time - asked), default=None)
+    return {"settings": {}, "steps": steps, "asked": asked, "achieved": achieved}
 
 
 def _by_size(config: Config, model: str, method: str) -> Budget:
@@ -258,10 +262,26 @@ def _by_size(config: Config, model: str, method: str) -> Budget:
                 raise
             return math.copysign(math.inf, number - start)
 
-    number = nearest(achieved, asked, start, LARGEST if whole else SHARES)
+    top = LARGEST if whole else SHARES
+    if falls := _fall(achieved, start, top):
+        small, large = (changed(number)[size] for number in falls)
+        raise UsageError(
+            f"methods.{method}.size is {size}, and from {small:g} to {large:g} of it what is "
+            f"matched falls from {achieved(falls[0]):,.6g} to {achieved(falls[1]):,.6g}: name a "
+            "setting with which it rises"
+        )
+    number = nearest(achieved, asked, start, top)
     fitted = changed(number)
     chosen = {key: value for key, value in fitted.items() if value != settings[key] or key == size}
     return {"settings": chosen, "steps": 1.0, "asked": asked, "achieved": achieved(number)}
+
+
+def _fall(achieved: Callable[[int], float], start: int, top: int) -> tuple[int, int] | None:
+    """A number and its double with which less is achieved: no search would find the nearest."""
+    low, high = start, 2 * start
+    if high > top or math.isinf(achieved(high)):
+        low, high = start // 2, start
+    return (low, high) if low and achieved(high) < achieved(low) else None
 
 
 def nearest(achieved: Callable[[int], float], asked: float, start: int, top: int) -> int:
@@ -330,9 +350,12 @@ def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
 
 def as_text(budget: Budget) -> str:
     """A budget in a line or two."""
-    changed = _told(budget["settings"]) or f"{budget['steps']:.4g} times the steps"
+    where = f"{budget['method']} on {budget['model']}: {_told(budget)}"
+    reference = f"{budget['reference']} has {budget['asked']:,.6g}"
+    if budget["achieved"] is None:  # no run's steps are known yet
+        return f"{where}; {reference} ({budget['unit']})"
+    note = f"\n{budget['note']}" if budget["note"] else ""
     return (
-        f"{budget['method']} on {budget['model']}: {changed} gives "
-        f"{budget['achieved']:,.6g}, {budget['reference']} has {budget['asked']:,.6g} "
-        f"({budget['off']:+.2%}; {budget['unit']})"
-    ) + (f"\n{budget['note']}" if budget["note"] else "")
+        f"{where} gives {budget['achieved']:,.6g}, {reference} "
+        f"({budget['off']:+.2%}; {budget['unit']}){note}"
+    )

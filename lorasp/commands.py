@@ -17,7 +17,7 @@ from lorasp.config import Cell, Config, known, load_config, parse_cell, resolve_
 from lorasp.errors import UsageError, WorkError
 from lorasp.locks import exclusively
 from lorasp.methods import table
-from lorasp.plugins import taken
+from lorasp.plugins import left_out
 from lorasp.results import read_json, write_json
 
 # it warns at import of a 4-bit CPU kernel that it does without
@@ -254,7 +254,7 @@ def methods(options: argparse.Namespace) -> None:
     server.offline()
     from lorasp import listing
 
-    for sentence in taken(config["methods"]):
+    for sentence in left_out(config["methods"]):
         print(sentence, file=sys.stderr)
     rows = listing.listing(config, options.model, options.cost)
     print(json.dumps(rows, indent=1) if options.json else listing.as_text(rows))

@@ -18,6 +18,9 @@ from lorasp.results import fingerprint, first_error, read_yaml
 from lorasp.tasks import load_task
 
 Config = dict[str, Any]
+# What of a method decides its steps; all else of it is for tables and for budgets.
+NUMBERS = ("device", "precision", "weights", "tf32", "attention")  # of a runtime, likewise
+OF_A_STEP = ("family", "settings", "code", "entry_point", "code_sha256")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -253,12 +256,12 @@ def resolve(
     model = resolve_model(config, cell.model)
     method = resolve_method(config, cell.method, overrides)
     if fitted and "match" in method:
-        from lorasp import budgets  # it needs this module
+        from lorasp import budget_steps, budgets  # they need this module
 
         budget = budgets.read(config, cell.model, cell.method, root)
         settings = budget["settings"] | (overrides or {})
         method = resolve_method(config, cell.method, settings) | {"budget": budget}
-        recipe = budgets.stretched(recipe, budget["steps"])
+        recipe = budget_steps.stretched(recipe, budget["steps"])
     return {
         "cell": dataclasses.asdict(cell),
         "model": model,
@@ -280,8 +283,7 @@ def decisive(stage: str, resolved: Config) -> Config:
     # the micro-batch splits the work of a step and, but for rounding, changes nothing
     silent = {"source", "micro_batch_size"}
     shown = {"version", "table", "column", "note", *scoring}
-    numbers = ("device", "precision", "weights", "tf32", "attention")
-    runtime = {key: resolved["runtime"].get(key) for key in numbers}
+    runtime = {key: resolved["runtime"].get(key) for key in NUMBERS}
     if resolved["recipe"].get("select") == "best":
         shown -= {"evaluate", "headline"}  # they choose the epoch
     if resolved["runtime"]["device"] == "cpu":
@@ -290,15 +292,27 @@ def decisive(stage: str, resolved: Config) -> Config:
         "cell": resolved["cell"],
         "model": {key: resolved["model"][key] for key in ("architecture", "targets")},
         "task": {key: value for key, value in task.items() if key not in shown},
-        "method": {
-            key: method[key]
-            for key in ("family", "settings", "code", "entry_point", "code_sha256")
-            if key in method
-        },
+        "method": {key: method[key] for key in OF_A_STEP if key in method},
         "recipe": {key: value for key, value in resolved["recipe"].items() if key not in silent},
         "runtime": runtime,
     }
     return trained if stage == "train" else {key: task.get(key) for key in scoring} | runtime
+
+
+def decisive_step(config: Config, model: str, method: str) -> Config:
+    """The part of a configuration that decides the measured steps of a model and method."""
+    entry = resolve_model(config, model)
+    cells = [cell for cell in config["profile"]["cells"] if cell["model"] == model]
+    shape: Config = next((cell for cell in cells if method in cell["methods"]), {})
+    resolved = resolve_method(config, method)
+    runtime = {**config["runtime"], **entry.get("runtime", {})}
+    return {
+        **{key: config["profile"][key] for key in ("warmup", "repeats")},
+        "shape": {key: shape.get(key) for key in ("batch", "length")},
+        "model": {key: entry[key] for key in ("architecture", "targets")},
+        "method": {key: resolved[key] for key in OF_A_STEP if key in resolved},
+        "runtime": {key: runtime.get(key) for key in (*NUMBERS, "threads")},
+    }
 
 
 def text_of(task: Config) -> Config:

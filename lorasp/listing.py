@@ -15,10 +15,12 @@ from lorasp.config import Config, resolve_method
 from lorasp.errors import UsageError
 from lorasp.methods import GROUPS
 from lorasp.profiling.simulations import ask, simulation
+from lorasp.results import fingerprint
 
 MODEL, SHAPE = "roberta-base", (16, 128)  # of the table by default, and of its step: batch, length
 REFERENCE = "lora"
 WORKERS = 8
+DEAR = ("FROD", "ADAMSS", "SHIRA")  # families that work on the values of weights for seconds
 DRAWN = 500_000_000  # parameters of the largest model whose weights are drawn only to be counted
 TITLES = {
     "paper": "The paper's methods",
@@ -29,6 +31,7 @@ TITLES = {
 }
 KEYS = ("name", "family", "label", "source", "settings", "trainable_rule", "group")
 Row = dict[str, Any]
+TOTALS: dict[str, int] = {}  # parameters of models without an adapter, counted in this process
 
 
 class Question(NamedTuple):
@@ -70,12 +73,29 @@ def _answers(questions: list[Question]) -> list[Row]:
     import lorasp.profiling.simulate  # noqa: F401  # once, before the processes fork
 
     def shown(rows: Any) -> Any:
-        return tqdm(rows, total=len(questions), desc="methods", delay=3, file=sys.stderr)
+        # a bar is for who looks on
+        hidden = None if sys.stderr.isatty() else True
+        bar = {"total": len(questions), "desc": "methods", "delay": 3, "file": sys.stderr}
+        return tqdm(rows, disable=hidden, **bar)
 
     if workers < 2:
         return list(shown(map(_answer, questions)))
-    with get_context("fork").Pool(workers) as pool:
-        return list(shown(pool.imap(_answer, questions)))
+    # what takes longest begins first, so that nobody waits for it in the end
+    order = sorted(range(len(questions)), key=lambda place: not _is_dear(questions[place]))
+    with get_context("fork").Pool(workers, _one_thread) as pool:
+        rows = list(shown(pool.imap(_answer, [questions[place] for place in order])))
+    return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+
+
+def _one_thread() -> None:
+    """Each worker has a core of its own."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def _is_dear(question: Question) -> bool:
+    return question.config["methods"][question.method]["family"] in DEAR
 
 
 def _answer(question: Question) -> Row:
@@ -115,12 +135,11 @@ def counted(resolved: dict[str, Any], folder: Path | None = None) -> dict[str, A
         folder: of a prepared model, None for a public one.
     """
     from lorasp.adapters.registry import apply_method, count_parameters
-    from lorasp.profiling.simulate import VALUES_WANTED, adapted, skeleton, without_residual
+    from lorasp.profiling.simulate import VALUES_WANTED, adapted, without_residual
     from lorasp.profiling.step import optimizer_of
 
     resolved = without_residual(resolved)
-    base = skeleton(resolved, folder)
-    total = count_parameters(base)["total"]
+    total = total_of(resolved, folder)
     try:
         network = adapted(resolved, folder)
     except VALUES_WANTED as error:
@@ -130,7 +149,7 @@ def counted(resolved: dict[str, Any], folder: Path | None = None) -> dict[str, A
                 f"method {name} looks at the values of weights, which nobody draws for a model of "
                 f"{total:,} parameters to count it: what it trains is {rule_of(resolved)}"
             ) from error
-        network = apply_method(_with_values(base), resolved)
+        network = apply_method(_with_values(resolved, folder), resolved)
     if resolved["method"]["family"] not in ("base", "full"):
         optimizer_of(network, resolved, fused=False)  # LoRA-FA's freezes what it does not move
     trained = [
@@ -145,14 +164,33 @@ def rule_of(resolved: dict[str, Any]) -> str:
     return str(resolved["method"]["trainable_rule"])
 
 
-def _with_values(network: Any) -> Any:
-    """The model with random weights, which a method may look at."""
+def total_of(resolved: dict[str, Any], folder: Path | None) -> int:
+    """The parameters of the model without an adapter; counted once a process."""
+    from lorasp.adapters.registry import count_parameters, quantize_of
+    from lorasp.profiling.simulate import skeleton
+
+    asked = {key: resolved[key] for key in ("model", "runtime")}
+    key = fingerprint({**asked, "quantize": quantize_of(resolved), "folder": str(folder)})
+    if key not in TOTALS:
+        TOTALS[key] = count_parameters(skeleton(resolved, folder))["total"]
+    return TOTALS[key]
+
+
+def _with_values(resolved: dict[str, Any], folder: Path | None) -> Any:
+    """The model with random weights where the method adapts it, and zeros elsewhere."""
     import torch
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    from lorasp.adapters.configure import peft_config
+    from lorasp.profiling.simulate import skeleton
 
     generator = torch.Generator().manual_seed(0)
-    network = network.to_empty(device="cpu")
-    for weight in network.parameters():
-        weight.data.normal_(0, 0.02, generator=generator)
+    config = peft_config(resolved)
+    network: Any = skeleton(resolved, folder).to_empty(device="cpu")
+    for name, weight in network.named_parameters():
+        weight.data = torch.zeros_like(weight)  # takes no memory until it is looked at
+        if check_target_module_exists(config, name.rpartition(".")[0]):
+            weight.data.normal_(0, 0.02, generator=generator)
     return network
 
 

@@ -36,7 +36,7 @@ def _shipped() -> dict[str, Entry]:
 
 
 def _offered() -> dict[str, Entry]:
-    """What packages offer; a name of the suite's own stays the suite's (see `plugins.taken`)."""
+    """What packages offer; a name of the suite's own stays the suite's (see `plugins.left_out`)."""
     return {name: entry for name, entry in installed().items() if name not in _shipped()}
 
 

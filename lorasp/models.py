@@ -19,6 +19,7 @@ from transformers import (
 from transformers.distributed import DistributedConfig
 from transformers.utils import is_flash_attn_2_available
 
+from lorasp.adapters.base_layers import keep_unpacked
 from lorasp.adapters.residual import HEADS
 from lorasp.errors import UsageError, WorkError
 
@@ -144,6 +145,7 @@ def load_model(resolved: dict[str, Any], folder: Path, shards: int = 1) -> torch
         raise WorkError(
             f"cannot load a model for {architecture} from {folder}: {reason}"
         ) from error
+    keep_unpacked(model)
     placed = arguments.keys() & {"device_map", "distributed_config"}
     return model if placed else model.to(device)
 

@@ -5,6 +5,7 @@ somebody's code. `lorasp.adapters.own` imports a class when a run needs it.
 """
 
 import ast
+import json
 import re
 import traceback
 from contextlib import suppress
@@ -14,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from lorasp.errors import UsageError
-from lorasp.results import schema, sha256_of
+from lorasp.results import fingerprint, first_error, schema, sha256_of
 
 GROUP = "lorasp.methods"
 # What a class may say of its method by class attributes; they are keys of an entry of the table.
 SAID = (
     *("label", "trainable_rule", "size", "applies_to", "because"),
-    *("interpretation", "starts_at_base", "merges", "seeded", "limits"),
+    *("interpretation", "starts_at_base", "keeps_base", "merges", "seeded", "limits"),
 )
 # The arguments of a Delta's constructor that are no settings: self, and the shape and generator.
 GIVEN = 4
@@ -30,24 +31,39 @@ Entry = dict[str, Any]
 def installed() -> dict[str, Entry]:
     """The methods that installed packages offer by entry points, by name; none is imported.
 
-    What is wrong with one of them is told when its class is loaded, and hurts no other.
+    What is wrong with a class is told when it is loaded. What no table could hold is left out, and
+    `left_out` tells it: one package hurts no other.
     """
     found = {}
     for point in entry_points(group=GROUP):
-        package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package"
-        entry = {
-            "family": "DELTA",
-            "group": "own",
-            "label": point.name[:80],
-            "entry_point": point.name,
-            "source": f"{point.value}, of {package}",
-            "trainable_rule": f"what {point.value} makes a parameter",
-        }
         with suppress(UsageError):
-            file, name = source_of(point.name, entry)
-            entry |= described(file, name)
-        found[point.name] = entry
+            found[point.name] = _entry_of(point)
     return found
+
+
+def _entry_of(point: EntryPoint) -> Entry:
+    """What an entry point and its class say; UsageError for what the schema of methods refuses."""
+    package = f"{point.dist.name} {point.dist.version}" if point.dist else "a package"
+    entry = {
+        "family": "DELTA",
+        "group": "own",
+        "label": point.name[:80],
+        "entry_point": point.name,
+        "source": f"{point.value}, of {package}",
+        "trainable_rule": f"what {point.value} makes a parameter",
+    }
+    try:
+        with suppress(UsageError):
+            entry |= described(*source_of(point.name, entry))
+        problem = first_error({point.name: entry}, "config", "methods")
+    except Exception as error:  # of whatever a stranger's package holds
+        problem = f"{type(error).__name__}: {error}"
+    if problem:
+        raise UsageError(
+            f"the entry point {point.name} ({point.value}, of {package}) is left out: {problem}; "
+            "its author has to mend it"
+        )
+    return entry
 
 
 def is_own(entry: Entry) -> bool:
@@ -55,21 +71,34 @@ def is_own(entry: Entry) -> bool:
     return "code" in entry or "entry_point" in entry
 
 
-def taken(methods: dict[str, Entry]) -> list[str]:
-    """A sentence for each entry point whose name is another method's in a table: it is left out."""
-    return [
-        f"the entry point {point.name} ({point.value}) is left out: {point.name} is a method of "
-        "the suite; its author has to choose another name"
-        for point in entry_points(group=GROUP)
-        if not is_own(methods[point.name])
-    ]
+def left_out(methods: dict[str, Entry]) -> list[str]:
+    """A sentence for each entry point that is not in a table of methods, or not under its name."""
+    found = []
+    for point in entry_points(group=GROUP):
+        if point.name in methods and not is_own(methods[point.name]):
+            found.append(
+                f"the entry point {point.name} ({point.value}) is left out: {point.name} is a "
+                "method of the suite; its author has to choose another name"
+            )
+            continue
+        try:
+            _entry_of(point)
+        except UsageError as error:
+            found.append(str(error))
+    return found
 
 
 def point_of(name: str) -> EntryPoint:
     """The entry point of that name; UsageError where there is none, or several packages have it."""
     points = entry_points(group=GROUP, name=name)
     if len(points) == 1:
-        return next(iter(points))
+        (point,) = points
+        if point.pattern.match(point.value) is None:
+            raise UsageError(
+                f"method {name!r} is offered as {point.value!r}; allowed is MODULE:CLASS: its "
+                "author has to mend it"
+            )
+        return point
     if not points:
         known = ", ".join(sorted(entry_points(group=GROUP).names)) or "none"
         raise UsageError(
@@ -104,22 +133,39 @@ def source_of(name: str, entry: Entry) -> tuple[Path, str]:
 
 
 def code_digest(name: str, entry: Entry) -> dict[str, str]:
-    """`code_sha256` of the file that an entry's class is in; nothing for a method of the suite.
+    """`code_sha256` of an entry's own code; nothing for a method of the suite.
 
-    Raises UsageError for a `code` without its file; a package without is told when it is loaded.
+    Of `code` that is the file, and of a package its version and all its Python files: those that
+    its distribution lists, and those below the folder of its module, where it is installed in
+    place. Raises UsageError for a `code` without its file; a package without is told when it is
+    loaded.
     """
     if "code" in entry:
         return {"code_sha256": sha256_of(source_of(name, entry)[0])}
     if "entry_point" in entry:
         with suppress(UsageError):
-            return {"code_sha256": sha256_of(source_of(name, entry)[0])}
+            return {"code_sha256": _package_digest(point_of(entry["entry_point"]))}
     return {}
+
+
+def _package_digest(point: EntryPoint) -> str:
+    distribution = point.dist
+    listed = (distribution.files if distribution else None) or []
+    files = {Path(str(distribution.locate_file(file))) for file in listed if distribution}
+    place = _module_file(point.module.partition(".")[0])
+    if place is not None:
+        files |= set(place.parent.rglob("*.py")) if place.name == "__init__.py" else {place}
+    found = {sha256_of(file) for file in files if file.suffix == ".py" and file.is_file()}
+    return fingerprint([distribution.version if distribution else None, sorted(found)])
 
 
 def _module_file(module: str) -> Path | None:
     """The file of a module, found without importing the packages around it."""
     top, *rest = module.split(".")
-    spec = find_spec(top)
+    try:
+        spec = find_spec(top)
+    except (ImportError, ValueError):  # such as __main__, which is in no file
+        return None
     if spec is None or (not rest and not spec.origin):
         return None
     if not rest:
@@ -141,14 +187,14 @@ def described(file: Path, class_name: str) -> Entry:
     """
     try:
         tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError, RecursionError):
         return {}
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     found = next((node for node in classes if node.name == class_name), None)
     if found is None:
         return {}
     said = {
-        target.id: list(value) if isinstance(value, tuple) else value
+        target.id: value
         for node in found.body
         if isinstance(node, ast.Assign)
         for target in node.targets
@@ -182,10 +228,10 @@ def _defaults(found: ast.ClassDef) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> list[Any]:
-    """The value of a literal, alone in a list; nothing for any other expression."""
+    """The value of a literal that JSON has, alone in a list; nothing for any other expression."""
     try:
-        return [ast.literal_eval(node)]
-    except ValueError:
+        return [json.loads(json.dumps(ast.literal_eval(node)))]
+    except (ValueError, TypeError):
         return []
 
 

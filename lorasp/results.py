@@ -81,9 +81,15 @@ def schema(kind: str) -> dict[str, Any]:
     return document
 
 
-def first_error(value: Any, kind: str) -> str | None:
-    """The first violation of a schema as 'key: what was found and what is allowed', or None."""
-    validator = jsonschema.Draft202012Validator(schema(kind))
+def first_error(value: Any, kind: str, key: str | None = None) -> str | None:
+    """The first violation of a schema as 'key: what was found and what is allowed', or None.
+
+    With `key` the value is only what such a document has under it.
+    """
+    rules = schema(kind)
+    if key is not None:
+        rules = {"$defs": rules["$defs"], **rules["properties"][key]}
+    validator = jsonschema.Draft202012Validator(rules)
     error = jsonschema.exceptions.best_match(validator.iter_errors(value))
     if error is None:
         return None

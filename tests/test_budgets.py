@@ -17,6 +17,7 @@ from report.fakes import write_profile, write_run
 
 from lorasp import budgets
 from lorasp.bench.pipeline import copy_checkout
+from lorasp.budget_steps import stretched, token_rows
 from lorasp.cli import main
 from lorasp.config import Cell, load_config, resolve, resolve_method, resolve_model
 from lorasp.data.prepare import prepare_dataset, prepare_model
@@ -25,6 +26,7 @@ from lorasp.planning.plan import make_plan
 from lorasp.profiling.measure import resolve_profile
 from lorasp.profiling.simulations import simulation
 from lorasp.report.collect import collect
+from lorasp.results import write_json
 
 ROOT = Path(__file__).parents[1]
 TINY = "roberta-tiny"
@@ -78,7 +80,7 @@ def like(origin: str, budget: str, reference: str, **settings: Any) -> dict[str,
         (like("lora-sp", "trainable", "lora"), 8, 8, LORA),
         (like("lora-sp", "trainable", "lora", density=0.25), 16, 16, LORA),
         # r (a + b) with a = b = r in 32 x 32: 4 x 2 r^2, of which 968 is nearest to 1,024
-        (like("lora-mini", "trainable", "lora"), 11, 11, 8 * 11**2),
+        (like("lora-mini", "trainable", "lora", inner_in=None, inner_out=None), 11, 11, 8 * 11**2),
         # the base's format changes no count
         (like("lora", "trainable", "lora-half", quantize="nf4"), 2, 2, LORA // 2),
     ],
@@ -181,7 +183,7 @@ def test_time_is_the_ratio_of_measured_steps(make: Make) -> None:
     plain = resolve(config, CELL, fitted=False)
     assert resolved["method"]["settings"] == plain["method"]["settings"]
     assert resolved["recipe"] == {**plain["recipe"], "epochs": resolved["recipe"]["epochs"]}
-    assert budgets.stretched({"epochs": 3, "max_steps": 5}, 0.1) == {"epochs": 0.3, "max_steps": 1}
+    assert stretched({"epochs": 3, "max_steps": 5}, 0.1) == {"epochs": 0.3, "max_steps": 1}
     # another measurement is another budget
     write_profile(config, TINY, "lora", 0.04, 1000)
     with pytest.raises(WorkError, match="other profiles than there are now"):
@@ -269,13 +271,73 @@ def test_refusals_of_a_configuration(make: Make, entry: Any, words: list[str]) -
 def test_refusals_of_a_fit(make: Make) -> None:
     with pytest.raises(UsageError, match=r"methods\.lora has no match"):
         budgets.fit(make(own={"like": "lora"}), TINY, "lora")
-    never = make(own=like("lora", "time", "lora-sp", rank=3))
     with pytest.raises(UsageError, match=r"needs a profile of own, or .* add it to profile\.cells"):
-        budgets.fit(never, TINY, "own")
-    nowhere = make(own=like("lora", "memory", "lora-sp"))
-    nowhere["profile"]["cells"] = []
+        make(own=like("lora", "time", "lora-sp", rank=3))
     with pytest.raises(UsageError, match=rf"batch and a length for {TINY}: add the model to"):
-        budgets.fit(nowhere, TINY, "own")
+        make({"profile": {"cells": []}}, own=like("lora", "memory", "lora-sp"))
+    # a method that nothing runs needs no profile
+    run = {"models": [TINY], "tasks": ["mrpc"], "recipes": ["stated"], "seeds": [0]}
+    keys = {"profile": {"cells": []}, "experiments": [run | {"methods": ["lora"]}]}
+    make(keys, own=like("lora", "memory", "lora-sp"))
+
+
+def test_a_size_with_which_less_is_achieved_is_refused(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FRoD's sparsity: here trained parameters that fall with the rank stand for it."""
+    config = make(own=like("lora", "trainable", "lora-sp", rank=8))
+    fitted = budgets.fit(config, TINY, "own")
+    plain = budgets.trained_parameters
+
+    def falls(resolved: dict[str, Any], folder: Path) -> int:
+        return 10**6 - plain(resolved, folder)
+
+    monkeypatch.setattr(budgets, "trained_parameters", falls)
+    with pytest.raises(UsageError, match=r"methods\.own\.size is rank, .* from 8 to 16 .* falls"):
+        budgets.fit(config, TINY, "own")
+    # the double of 32 is refused by the matrix: half of it is looked at
+    with pytest.raises(UsageError, match="from 16 to 32 of it"):
+        budgets.fit(make(own=like("lora", "trainable", "lora-sp", rank=32)), TINY, "own")
+    assert fitted["settings"]["rank"] == 2
+
+
+@pytest.mark.parametrize(
+    ("recipe", "own", "ratio"),
+    [
+        # 2 steps an epoch, 3 epochs: 6 steps; 1.7 times as many are 10.2, and 11 are taken
+        ({"epochs": 3, "batch_size": 16}, 1 / 1.7, 11 / 6),
+        # one of 5 steps in place of 2.5
+        ({"epochs": 3, "max_steps": 5, "batch_size": 16}, 2.0, 2 / 5),
+    ],
+)
+def test_the_time_is_that_of_whole_steps(
+    make: Make, recipe: dict[str, Any], own: float, ratio: float
+) -> None:
+    config = make({"recipes": {"stated": recipe}}, own=like("lora-sp", "time", "lora"))
+    write_profile(config, TINY, "lora", 0.03, 1000)
+    write_profile(config, TINY, "lora-sp", 0.03 * own, 1000)
+    folder = Path(f"data/smoke/tokens/{TINY}/mrpc")
+    shutil.rmtree(folder, ignore_errors=True)
+    before = budgets.fit(config, TINY, "own")
+    known = "max_steps" in recipe
+    assert (before["achieved"] is None, before["off"] is None) == (not known, not known)
+    assert ("gives" in budgets.as_text(before)) == known
+    rows = {"train/a.arrow": 20, "train/b.arrow": 12, "validation/a.arrow": 99}
+    write_manifest(folder, rows)
+    budget = budgets.fit(config, TINY, "own")
+    assert token_rows(config, TINY, "mrpc") == 32
+    assert budget["achieved"] == pytest.approx(0.03 * own * ratio)
+    assert budget["off"] == pytest.approx(own * ratio - 1)
+    assert (budget["note"] is None) == (abs(budget["off"]) <= 0.1)
+    shutil.rmtree(folder)
+
+
+def write_manifest(folder: Path, rows: dict[str, int]) -> None:
+    files = {name: {"bytes": 1, "sha256": 64 * "0", "rows": count} for name, count in rows.items()}
+    inputs = {"dataset": 64 * "0", "model": 64 * "0", "task": {}}
+    manifest = {"files": files, "inputs": inputs, "fingerprint": 64 * "0", "revision": 64 * "0"}
+    source = {"kind": "tokens", "model": TINY, "task": "mrpc"}
+    write_json(folder / "manifest.json", manifest | {"source": source}, "manifest")
 
 
 def test_the_command(make: Make, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 
+from lorasp import listing as module
 from lorasp.cli import main
 from lorasp.config import load_config
 from lorasp.listing import as_text, listing
 from lorasp.methods import table
+from lorasp.profiling import simulate
+from lorasp.profiling.simulations import ask
 
 ROOT = Path(__file__).parents[1]
 # roberta-base: 12 layers with query and value, 768 x 768; a head of a dense layer and two labels
@@ -60,6 +63,8 @@ COUNTS = {
     "delora": LORA + MATRICES + HEAD,
     "gralora": LORA + HEAD,
     "hira": LORA + HEAD,
+    # a router for each matrix, and two B for the queries and two for the values
+    "lily": MATRICES * R * (WIDTH + 2) + 2 * 2 * R * WIDTH + HEAD,
     "glora": MATRICES * (2 * 8 * 2 * WIDTH + 8 * (WIDTH + 1) + 2) + HEAD,
     "vblora": 90 * 32 + MATRICES * 4 * 2 * WIDTH // 32 * 90 + HEAD,
     "unilora": 1024 + HEAD,
@@ -144,3 +149,47 @@ def test_the_command_lists_a_configurations_methods_as_json(
     assert {"name", "family", "label", "source", "settings", "trainable_rule"} <= set(sp)
     assert sp["settings"]["rank"] == 4 and base["settings"] == {}
     assert sp["parameters"]["trainable"] == LORA // 8 + HEAD
+
+
+@pytest.mark.parametrize(("terminal", "hidden"), [(False, True), (True, None)])
+def test_rows_keep_their_order_and_a_bar_is_for_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, terminal: bool, hidden: bool | None
+) -> None:
+    bars: list[Any] = []
+
+    def bar(rows: Any, disable: bool | None, **others: Any) -> Any:
+        bars.append(disable)
+        return rows
+
+    monkeypatch.setattr(module, "tqdm", bar)
+    monkeypatch.setattr(module.sys.stderr, "isatty", lambda: terminal)
+    names = ["lora", "dora", "shira", "ia3"]  # the third is begun first
+    found = listing({"methods": {name: table()[name] for name in names}})
+    assert [row["name"] for row in found] == names and bars == [hidden]
+    assert [row["parameters"]["trainable"] for row in found] == [COUNTS[name] for name in names]
+
+
+def test_a_model_is_counted_once_and_its_total_is_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    usual = simulate.skeleton
+
+    def skeleton(resolved: dict[str, Any], folder: Path | None) -> Any:
+        made.append(resolved["model"]["name"])
+        return usual(resolved, folder)
+
+    monkeypatch.setattr(simulate, "skeleton", skeleton)
+    monkeypatch.setattr(module, "TOTALS", {})
+    for name in ("lora", "dora"):
+        assert module.counted(*ask("roberta-base", name, (1, 8)))["trainable"] == COUNTS[name]
+    module.counted(*ask("t5-small", "lora", (1, 8)))
+    # each with its adapter, and once without
+    assert made == ["roberta-base"] * 3 + ["t5-small"] * 2
+    assert sorted(module.TOTALS.values())[1] == BASE
+
+
+def test_values_are_drawn_where_the_method_looks() -> None:
+    resolved, folder = ask("roberta-base", "shira", (1, 8))
+    network = module._with_values(resolved, folder)
+    drawn = {name for name, weight in network.named_parameters() if weight.any()}
+    assert len(drawn) == 2 * MATRICES  # with their biases
+    assert all(name.rsplit(".", 2)[1] in ("query", "value") for name in drawn)

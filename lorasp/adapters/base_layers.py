@@ -67,8 +67,9 @@ def _is_a(base: nn.Module, name: str) -> bool:
 def keep_unpacked(model: nn.Module) -> None:
     """Keep bitsandbytes from packing 4-bit weights for inference on a CPU with AVX512.
 
-    The first pass of a layer in evaluation mode does so, after which it passes no gradients on, and
-    what is dequantised is not its weight.
+    The first pass of a layer in evaluation mode does so, after which it passes no gradients on,
+    what is dequantised is not its weight, and its product is another one, which needs a multiple of
+    32 outputs. So this comes before a model's first pass, whether or not it gets an adapter.
     """
     layers: list[Any] = [module for module in model.modules() if is_4bit(module)]
     for layer in layers:
@@ -102,6 +103,8 @@ def dense_weight(base: Any, weight: torch.Tensor | None, dtype: torch.dtype) -> 
         packed, state = base.weight.data.view(-1, 1), base.weight.quant_state
         dense: torch.Tensor = dequantize_4bit(packed, state).to(base.compute_dtype or dtype)
         return dense
+    if base.state.CB is None:  # as before the layer's first call
+        base.init_8bit_state()
     scales = base.state.SCB.unsqueeze(1) / 127
     return base.state.CB.to(dtype, copy=True).mul_(scales)  # type: ignore[no-any-return]
 

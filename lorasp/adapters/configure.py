@@ -23,6 +23,13 @@ SEEDS = (
 )
 # What a Delta of somebody's own gets of PEFT's configuration; all else are its own arguments.
 PLACED = ("target_modules", "exclude_modules", "modules_to_save")
+# Families of PEFT that read a weight's numbers as they are stored, packed or scaled, and fail at it
+# or compute something else; and the initial values of its LoRA that do not.
+UNQUANTISED = (
+    *("ADAMSS", "C3A", "DEFT", "DELORA", "FROD", "GLORA", "GRALORA", "HRA", "LOHA", "LOKR", "OSF"),
+    *("PEANUT", "PSOFT", "SUPERTUNING", "TINYLORA", "UNILORA"),
+)
+QUANTISED_STARTS = (True, False, "gaussian", "olora")
 # What PEFT warns of and is meant so: frozen draws are drawn again, norms are adapted whole; and
 # BOFT asks for a CUDA compiler that it does without.
 for message in (
@@ -30,13 +37,15 @@ for message in (
     *("Failed to load the CUDA extension", "Setting boft_n_butterfly_factor"),
 ):
     warnings.filterwarnings("ignore", message, UserWarning)
+# and AdaLoRA's are of ranks, which PEFT takes for those of a LoRA that names modules
+warnings.filterwarnings("ignore", r"The following rank_pattern keys .*lora_E", RuntimeWarning)
 
 
 def peft_config(resolved: dict[str, Any]) -> Any:
     """The PEFT configuration of a run's method.
 
-    Raises UsageError for a family that PEFT does not have, a setting that the family lacks, or an
-    architecture that the method does not apply to.
+    Raises UsageError for a family that PEFT does not have, a setting that the family lacks, an
+    architecture that the method does not apply to, or quantised weights that it cannot adapt.
     """
     method, model = resolved["method"], resolved["model"]
     refuse_architecture(method, model["architecture"])
@@ -59,9 +68,30 @@ def peft_config(resolved: dict[str, Any]) -> Any:
     for name in names.intersection(SEEDS):
         arguments.setdefault(name, resolved.get("cell", {}).get("seed", 0))
     try:
-        return config_class(task_type=TASK_TYPES[model["architecture"]], **arguments)
+        config = config_class(task_type=TASK_TYPES[model["architecture"]], **arguments)
     except (TypeError, ValueError) as error:
         raise UsageError(f"methods.{method['name']}.settings: {error}") from error
+    _refuse_quantised(config, family, resolved)
+    return config
+
+
+def _refuse_quantised(config: Any, family: str, resolved: dict[str, Any]) -> None:
+    """UsageError where PEFT has no way for a method on base weights that are quantised."""
+    method = resolved["method"]
+    if (quantize := method["settings"].get("quantize", "none")) == "none":
+        return
+    because, device = "", resolved.get("runtime", {}).get("device")
+    if family in UNQUANTISED:
+        because = f"PEFT's {family} adapts weights in a floating format alone"
+    elif family == "LORA" and (start := config.init_lora_weights) not in QUANTISED_STARTS:
+        because = f"PEFT computes init_lora_weights: {start} from weights in a floating format"
+    elif family == "LORA" and config.use_dora and (quantize, device) == ("int8", "cpu"):
+        because = "PEFT's DoRA loses the scales of int8 weights on a CPU"
+    if because:
+        raise UsageError(
+            f"methods.{method['name']}.settings.quantize is {quantize}, and {because}: leave "
+            "quantize out, or take another method"
+        )
 
 
 def refuse_architecture(method: dict[str, Any], architecture: str) -> None:

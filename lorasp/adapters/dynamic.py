@@ -99,8 +99,12 @@ class DynamicLoraConfig(LowRankConfig):
                 f"warmup_share is {shares[0]!r} and final_share {shares[1]!r}; allowed: numbers in "
                 "[0, 1], the first not larger than the second."
             )
-        if self.max_rank is not None and self.max_rank < self.r:
-            raise UsageError(f"max_rank is {self.max_rank}; allowed is at least r, {self.r}.")
+        largest = max([self.r, *(self.rank_pattern or {}).values()])
+        if self.max_rank is not None and self.max_rank < largest:
+            raise UsageError(
+                f"max_rank is {self.max_rank}; allowed is at least the largest rank that a module "
+                f"starts with, {largest} by r and rank_pattern."
+            )
 
 
 def ranked_pair(

@@ -33,6 +33,8 @@ def begin(
 ) -> None:
     """Tell the method of a training that begins, or that goes on after `steps_done` steps.
 
+    AdaLoRA's `tinit` and `tfinal` are numbers of steps, or in (0, 1) shares of all.
+
     Raises:
         UsageError: the method's schedule does not fit into so few steps, or what it remembers
             could not go into a checkpoint.
@@ -49,6 +51,9 @@ def begin(
             "has: leave that out (for AdaMSS: use_asa: false)"
         )
     allocator, config = tuner.rankallocator, tuner.peft_config[tuner.trainable_adapter_name]
+    for name in ("tinit", "tfinal"):  # PEFT knows them as numbers of steps alone
+        if 0 < (share := getattr(config, name)) < 1:
+            setattr(config, name, int(share * total_steps))
     # the last step before tfinal masks, by what the steps before it have measured
     if total_steps - config.tfinal < max(2, config.tinit + 1):
         raise UsageError(

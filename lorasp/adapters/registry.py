@@ -8,10 +8,12 @@ from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.utils import SAFETENSORS_WEIGHTS_NAME
 from torch.distributed.tensor import DTensor
+from transformers import set_seed
 
 from lorasp.adapters import LoraSpConfig  # registers LORA_SP with PEFT
 from lorasp.adapters.base_layers import keep_unpacked, numel
 from lorasp.adapters.configure import BASE_SETTINGS, peft_config
+from lorasp.adapters.masks import raw_words
 from lorasp.adapters.residual import quantize_residual
 from lorasp.errors import UsageError, WorkError
 from lorasp.models import compute_dtype, load_model
@@ -45,10 +47,9 @@ def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.M
         if family == "full" and quantize != "none":
             raise UsageError(f"method {name}: full fine-tuning cannot be quantised")
         return model.requires_grad_(family == "full")
-    torch.manual_seed(resolved.get("cell", {}).get("seed", 0))
+    seed_adapter(resolved)
     config = peft_config(resolved)
     _hold_base(model, config, quantize, compute_dtype(resolved))
-    keep_unpacked(model)
     try:
         adapted: torch.nn.Module = get_peft_model(model, config)  # type: ignore[arg-type]
     except Exception as error:
@@ -60,6 +61,15 @@ def apply_method(model: torch.nn.Module, resolved: dict[str, Any]) -> torch.nn.M
         raise
     _check_ranks(adapted)
     return adapted
+
+
+def seed_adapter(resolved: dict[str, Any]) -> None:
+    """Seed Python's, NumPy's and torch's generators for what a method draws before training.
+
+    The run's seed itself has drawn the head: the same numbers again would be no draw of their own.
+    """
+    seed = resolved.get("cell", {}).get("seed", 0)
+    set_seed(int(raw_words(1, "adapter", seed)[0]) >> 32)  # NumPy takes 32 bits
 
 
 def _check_ranks(model: torch.nn.Module) -> None:
@@ -77,11 +87,11 @@ def _check_ranks(model: torch.nn.Module) -> None:
 def _hold_base(
     model: torch.nn.Module, config: Any, quantize: str, compute_dtype: torch.dtype
 ) -> None:
-    if not quantize.endswith("-residual"):
-        return
-    if not isinstance(config, LoraSpConfig):
-        raise UsageError(f"quantize: {quantize} is Eq. 3 of LoRA-SP, and only LORA_SP has it")
-    quantize_residual(model, config, quantize.removesuffix("-residual"), compute_dtype)
+    if quantize.endswith("-residual"):
+        if not isinstance(config, LoraSpConfig):
+            raise UsageError(f"quantize: {quantize} is Eq. 3 of LoRA-SP, and only LORA_SP has it")
+        quantize_residual(model, config, quantize.removesuffix("-residual"), compute_dtype)
+    keep_unpacked(model)
 
 
 def save_adapter(

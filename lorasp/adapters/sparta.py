@@ -1,6 +1,6 @@
 """SpaRTA (arXiv 2502.15975): a small random share of the model's own entries is trained."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,8 +43,9 @@ class SpartaConfig(WeightConfig):
 
     Args:
         sparsity: the share of the parameters below the head that is frozen, in (0, 1).
-        density: p itself, in (0, 1]; None: from `sparsity`. Filled in once the model is known, and
-            saved, so that an adapter finds its entries in a model whose vocabulary has grown.
+        density: p itself, in (0, 1]; None: from `sparsity`. Filled in once the model is known, in
+            the adapter's own copy of the settings, and saved with it, so that an adapter finds its
+            entries in a model whose vocabulary has grown.
         draw: 'bernoulli': each entry is drawn by itself, as in the authors' code, so that a
             tensor's number of trained entries is binomial; 'exact': that number is p times
             its entries, rounded, and at least one, so that it is the same for every seed.
@@ -102,6 +103,11 @@ class SpartaModel(DeltaModel):
     """Puts SpaRTA into a model; see `SpartaConfig` for the method."""
 
     target_module_mapping: dict[str, Any] = VALUE_AND_OUTPUT
+
+    def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kw: Any) -> None:
+        # what is filled in below is of this model, and the caller's settings may serve another
+        self.peft_config[adapter_name] = replace(self.peft_config[adapter_name])
+        super().inject_adapter(model, adapter_name, *args, **kw)
 
     def check(self, config: Any, model: nn.Module) -> None:
         if config.density is None:

@@ -8,7 +8,7 @@ import json
 from typing import Any
 
 from lorasp.claims import Claim, Document
-from lorasp.claims.limits import TESTS, bound_of, shown
+from lorasp.claims.limits import TESTS, Bounds, bounds_of
 from lorasp.claims.printed import Outcome, listed
 from lorasp.config import resolve_method
 from lorasp.errors import UsageError, WorkError
@@ -80,10 +80,11 @@ def trained(
 ) -> Outcome:
     """`left` trains fewer parameters than `right` by a margin of the file, on each of the models.
 
-    With `test: at_most` it may train more by that margin. With `up_to` one model is enough, as in
-    'up to 20 times fewer'. A side is a method, or {method, settings}. `beside`: sides whose counts
-    are told too. `tried`: other settings of `left`, of each of which it is told where it would
-    hold; they decide nothing. A method that there is not makes it 'not run'.
+    With `test: at_most` it may train more by that margin, with `equal` more or less. With `up_to`
+    one model is enough, as in 'up to 20 times fewer'. A side is a method, or {method, settings}.
+    `beside`: sides whose counts are told too. `tried`: other settings of `left`, of each of which
+    it is told where it would hold; they decide nothing. A method that there is not makes it 'not
+    run'.
     """
     if margin not in document["margins"]:
         raise WorkError(f"margin is {margin!r}; allowed are {listed(document['margins'])}")
@@ -92,21 +93,20 @@ def trained(
     sides = [left, right, *(beside or [])]
     if missing := [name for name in map(_method, sides) if name not in table()]:
         return Outcome("not run", f"there is no method {missing[0]}; `lorasp methods` lists them")
-    bound = bound_of(test, document["margins"][margin]["value"])
-    rows = [_row(model, left, right, beside or [], bound) for model in models]
-    ratios = [row["ratio"] for row in rows]
-    decisive = rows[ratios.index(min(ratios) if up_to else max(ratios))]
+    bounds = bounds_of(test, document["margins"][margin]["value"])
+    rows = [_row(model, left, right, beside or [], bounds) for model in models]
+    decisive = (min if up_to else max)(rows, key=lambda row: bounds.beyond(row["ratio"]))
     which = f", the {'best' if up_to else 'worst'} of {len(rows)} models" if rows[1:] else ""
     found = (
         f"{told(left)} trains {_of(decisive['ratio'])} of what {told(right)} trains on "
-        f"{decisive['model']}{which}; what counts is {shown(bound)} or less"
+        f"{decisive['model']}{which}; what counts is {bounds.words()}"
     )
     evidence = [_line(row, list(map(told, beside or []))) for row in rows]
     if up_to and not all(row["holds"] for row in rows):
         evidence.append(f"It holds on {_names(rows, True)}, not on {_names(rows, False)}.")
     for settings in tried or []:
         side = _with(left, settings)
-        others = [_row(model, side, right, [], bound) for model in models]
+        others = [_row(model, side, right, [], bounds) for model in models]
         evidence.append(
             f"With {_pairs(settings)}: {', '.join(_short(row) for row in others)}; "
             f"it would hold on {_names(others, True)}."
@@ -126,12 +126,14 @@ def told(side: Side) -> str:
     return f"{_method(side)} ({settings})" if settings else _method(side)
 
 
-def _row(model: str, left: Side, right: Side, beside: list[Side], bound: float) -> dict[str, Any]:
+def _row(model: str, left: Side, right: Side, beside: list[Side], bounds: Bounds) -> dict[str, Any]:
     ours, theirs = trained_count(model, left), trained_count(model, right)
     if not theirs:
         raise WorkError(f"{told(right)} trains nothing on {model} to compare with")
     row: dict[str, Any] = {"model": model, "left": told(left), "trained": ours}
-    row |= {"than": theirs, "ratio": ours / theirs, "holds": ours / theirs <= bound}
+    ratio = ours / theirs
+    row |= {"than": theirs, "ratio": ratio}
+    row |= {"holds": bounds.verdict(ratio, ratio) == "reproduced"}
     return row | {told(side): trained_count(model, side) for side in beside}
 
 

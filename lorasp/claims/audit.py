@@ -29,7 +29,9 @@ from lorasp.claims import (
 from lorasp.claims.applied import trained
 from lorasp.claims.printed import Outcome
 from lorasp.claims.simulated import simulated
+from lorasp.claims.wording import with_readings
 from lorasp.errors import WorkError
+from lorasp.methods import table
 from lorasp.results import provenance, sha256_of, write_json
 
 CHECKS: dict[str, Callable[..., Outcome]] = {
@@ -82,13 +84,20 @@ def _audit_one(name: str, check: str | None) -> list[Finding]:
             {
                 "paper": name,
                 **{key: claim[key] for key in ("id", "kind", "where", "printed")},
-                "found": outcome.found,
+                "found": _read(outcome, claim),
                 "verdict": outcome.verdict,
                 "evidence": outcome.evidence,
                 "rows": outcome.rows,
             }
         )
     return findings
+
+
+def _read(outcome: Outcome, claim: Claim) -> str:
+    """What was found; of a method that is in part our reading of its paper, with that."""
+    if outcome.verdict == "not run":
+        return outcome.found
+    return with_readings(outcome.found, claim, table())
 
 
 def _run(document: Document, claim: Claim) -> Outcome:

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from lorasp.claims import Claim
-from lorasp.claims.limits import bound_of, digits, shown
+from lorasp.claims.limits import Bounds, bounds_of, digits, shown
 from lorasp.claims.roles import models_for
 from lorasp.claims.samples import NotRun
 from lorasp.config import Config
@@ -31,20 +31,18 @@ class Ratio(NamedTuple):
     low: float
     high: float
 
-    def verdict(self, bound: float) -> str:
-        """Whether left needs no more than `bound` times what right needs."""
-        if self.high <= bound:
-            return "reproduced"
-        return "not reproduced" if self.low > bound else "inconclusive"
+    def verdict(self, bounds: Bounds) -> str:
+        """Whether left needs what the bounds allow of what right needs."""
+        return bounds.verdict(self.low, self.high)
 
 
 def judge_resource(
     config: Config, claim: Claim, margin: float, profiles: pd.DataFrame, every_role: bool
 ) -> dict[str, Any]:
-    """The verdict on 'left needs at most `bound_of` times what right needs', on every model.
+    """The verdict on 'what left needs is within `bounds_of` of what right needs', on every model.
 
     Memory and counts are the same in every run, so their ratio decides. A time varies: while the
-    ratio of the quartiles straddles the bound it is inconclusive. The worst model decides. With
+    ratio of the quartiles straddles a bound it is inconclusive. The worst model decides. With
     `every_role` every model that the claim names must be measured. Raises NotRun where a profile is
     missing.
     """
@@ -61,19 +59,21 @@ def judge_resource(
     if not pairs:
         names = " or ".join(claim["models"])
         raise NotRun(f"no profile of {left} and {right} on any {names} is planned at this scale")
-    bound = bound_of(claim["test"], margin)
+    bounds = bounds_of(claim["test"], margin)
     ratios = [_ratio(measure, model, (left, right), sides) for model, sides in pairs.items()]
-    worst = min(ratios, key=lambda ratio: (ORDER.index(ratio.verdict(bound)), -ratio.value))
+    worst = min(
+        ratios, key=lambda one: (ORDER.index(one.verdict(bounds)), -bounds.beyond(one.value))
+    )
     labels = [config["methods"][method]["label"] for method in (left, right)]
     where = f" on {worst.model}" + (f", the worst of {len(ratios)} models," if ratios[1:] else "")
-    places = digits(worst.value, bound)
+    places = digits(worst.value, bounds.nearest(worst.value))
     ranged = worst.low < worst.high
     spread = f" (quartiles {worst.low:.2f} to {worst.high:.2f})" if ranged else ""
     return {
-        "verdict": worst.verdict(bound),
+        "verdict": worst.verdict(bounds),
         "because": f"The {MEASURES[measure]} of {labels[0]}{where} is {worst.value:.{places}f} of "
-        f"that of {labels[1]}{spread}; the claim needs {bound:.{places}f} or less."
-        + _resolution(worst, bound),
+        f"that of {labels[1]}{spread}; the claim needs {bounds.words(places)}."
+        + _resolution(worst, bounds),
         "stand_in": any(model not in claim["models"] for model in pairs),
         "evidence": [f"{ratio.model}: {ratio.value:.{max(3, places)}f}" for ratio in ratios],
         "test": {
@@ -92,10 +92,11 @@ def judge_resource(
     }
 
 
-def _resolution(ratio: Ratio, bound: float) -> str:
-    """Of a time that cannot be told from the bound: what these measurements could tell."""
-    if ratio.verdict(bound) != "inconclusive":
+def _resolution(ratio: Ratio, bounds: Bounds) -> str:
+    """Of a time that cannot be told from a bound: what these measurements could tell."""
+    if ratio.verdict(bounds) != "inconclusive":
         return ""
+    bound = bounds.nearest(ratio.value)
     below, above = ratio.value / ratio.high, ratio.value / ratio.low
     return (
         f" These timings tell a ratio from {shown(bound)} only if it is below "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lorasp.claims import Claim, Document
-from lorasp.claims.limits import TESTS, bound_of, digits, shown
+from lorasp.claims.limits import TESTS, bounds_of, digits
 from lorasp.claims.printed import Outcome, listed
 from lorasp.config import load_config
 from lorasp.errors import WorkError
@@ -80,10 +80,11 @@ def simulated(
 ) -> Outcome:
     """`left` needs less of a measure than `right`, by a margin of the file, on each of the models.
 
-    With `test: at_most` it may need more by that margin. A side is a method, or {method, quantize,
-    recompute}. The worst model decides. Both steps have the batch and length of the first step in
-    right's file, which is that of the paper's tables. The files are those of the methods named,
-    planned or not. Without a file or a step the verdict is 'not run', and says what to run.
+    With `test: at_most` it may need more by that margin, with `equal` more or less. A side is a
+    method, or {method, quantize, recompute}. The worst model decides. Both steps have the batch and
+    length of the first step in right's file, which is that of the paper's tables. The files are
+    those of the methods named, planned or not. Without a file or a step the verdict is 'not run',
+    and says what to run.
     """
     if measure not in MEASURES:
         raise WorkError(f"measure is {measure!r}; allowed are {', '.join(MEASURES)}")
@@ -91,7 +92,7 @@ def simulated(
         raise WorkError(f"margin is {margin!r}; allowed are {listed(document['margins'])}")
     if test not in TESTS:
         raise WorkError(f"test is {test!r}; allowed are {listed(TESTS)}")
-    bound = bound_of(test, document["margins"][margin]["value"])
+    bounds = bounds_of(test, document["margins"][margin]["value"])
     sides = [_side(left), _side(right)]
     name, unit, size, value = MEASURES[measure]
     rows: list[dict[str, Any]] = []
@@ -111,13 +112,14 @@ def simulated(
         more = f" and {len(missing) - 1} more" if missing[1:] else ""
         found = f"not simulated: {missing[0]}{more}; run {COMMAND}"
         return Outcome("not run", found, rows=rows)
-    worst = max(rows, key=lambda row: row["ratio"])
+    worst = max(rows, key=lambda row: bounds.beyond(row["ratio"]))
+    bound = bounds.nearest(worst["ratio"])
     near = min(abs(worst["ratio"] - bound), abs(worst["ratio"] - 1)) < 0.01
     places = max(4 if near else 2, digits(worst["ratio"], bound))
     where = f"on {worst['model']}" + (f", the worst of {len(rows)} models" if rows[1:] else "")
     found = (
         f"the {name} of {told(sides[0])} is {worst['ratio']:.{places}f} of that of "
-        f"{told(sides[1])} {where}; what counts is {shown(bound)} or less"
+        f"{told(sides[1])} {where}; what counts is {bounds.words()}"
     )
     evidence = [
         f"{row['model']}, batch {row['batch']} \N{MULTIPLICATION SIGN} {row['length']}: "
@@ -126,9 +128,7 @@ def simulated(
         for row in rows
     ]
     evidence.append("Simulated: one warm training step on fake tensors.")
-    return Outcome(
-        "reproduced" if worst["ratio"] <= bound else "not reproduced", found, evidence, rows
-    )
+    return Outcome(bounds.verdict(worst["ratio"], worst["ratio"]), found, evidence, rows)
 
 
 def _side(given: Side) -> dict[str, str]:

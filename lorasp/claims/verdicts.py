@@ -106,6 +106,7 @@ def _judge_paper(
             keys = ("recipe", "verdict", "because", "test")
             record["others"] = [
                 {key: other[key] for key in keys if key in other}
+                | _interpreted(claim, other, runs.config)
                 for other in others
                 if other["verdict"] != "not run"
             ]
@@ -117,14 +118,8 @@ def _interpreted(claim: Claim, record: Record, config: Config) -> Record:
     """The sentence of a verdict that rests on a method which is in part our reading, with that."""
     if record["verdict"] == "not run":
         return {}
-    sides = [claim.get("check", claim).get(side) for side in ("left", "right")]
-    names = [side["method"] if isinstance(side, dict) else side for side in sides]
-    methods = [config["methods"].get(name, {}) for name in names if name]
-    read = [method for method in methods if "interpretation" in method]
-    said = [
-        f"{method['label']} is an interpretation: {method['interpretation']}" for method in read
-    ]
-    return {"because": " ".join([f"{record['because'].rstrip('.')}.", *said])} if said else {}
+    told = wording.with_readings(record["because"], claim, config["methods"])
+    return {} if told == record["because"] else {"because": told}
 
 
 def _not_run(reason: object) -> Record:

@@ -27,9 +27,11 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
         *(learning.leaves_the_base, learning.trains_all, learning.lowers_the_loss),
         *(learning.works_in_bf16, learning.takes_any_batch, learning.recomputes),
         *(keeping.saves_and_loads, keeping.is_compact, keeping.disables, keeping.merges),
-        *(keeping.resumes, start.counts, start.has_costs),
+        *(keeping.resumes, start.counts, start.grows, start.has_costs),
     )
 }
+# Without these a method is none: an entry's `limits` cannot name them.
+NEEDED = {"builds", "starts at base", "lowers the loss", "saves and loads"}
 
 
 def check(method: dict[str, Any], architecture: str) -> list[Outcome]:
@@ -40,10 +42,11 @@ def check(method: dict[str, Any], architecture: str) -> list[Outcome]:
         architecture: encoder, seq2seq or causal.
 
     Returns:
-        For each check: its name, the architecture, the outcome (passed, failed or not applicable)
-        and because: what was seen, or for a failure also what was expected and what to do.
-        A method that cannot be built fails in that alone. What an entry's `limits` names, with a
-        reason, does not apply where it fails.
+        For each check: its name, the architecture, the outcome (passed, failed, excused or not
+        applicable) and because: what was seen, or for a failure also what was expected and what to
+        do. A method that cannot be built fails in that alone. Excused is a failure of a check that
+        the entry's `limits` names; an error of the method's code only if it has the words that
+        `limits` says under `raises`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # faster on models of this size, and the same sums everywhere
@@ -70,9 +73,7 @@ def _outcomes(method: dict[str, Any], architecture: str) -> list[Outcome]:
         if subject is None:
             outcome, because = "not applicable", refused
         else:
-            outcome, because = _run(one, subject)
-        if outcome == "failed" and name in (limits := method.get("limits", {})):
-            outcome, because = "not applicable", limits[name]
+            outcome, because = _run(one, subject, method.get("limits", {}).get(name))
         found.append(
             {"check": name, "architecture": architecture, "outcome": outcome, "because": because}
         )
@@ -81,15 +82,22 @@ def _outcomes(method: dict[str, Any], architecture: str) -> list[Outcome]:
     return found
 
 
-def _run(one: Callable[[Subject], str], subject: Subject) -> tuple[str, str]:
-    """The outcome of one check, and because."""
+def _run(
+    one: Callable[[Subject], str], subject: Subject, limit: str | dict[str, str] | None
+) -> tuple[str, str]:
+    """The outcome of one check, and because; `limit` is what the entry says of it, if anything."""
+    excuse, raised = (
+        (limit["because"], limit["raises"]) if isinstance(limit, dict) else (limit, None)
+    )
     try:
         return "passed", one(subject)
     except NotApplicable as reason:
         return "not applicable", str(reason)
     except Failed as failure:
-        return "failed", str(failure)
+        return ("excused", f"{excuse}: {failure}") if excuse else ("failed", str(failure))
     except UsageError as error:
         return "failed", f"refused: {error}"
     except Exception as error:  # of the method's own code: the author has to see where
-        return "failed", f"raised {told_of(subject.method, error)}"
+        told = f"raised {told_of(subject.method, error)}"
+        declared = raised is not None and raised in told
+        return ("excused", f"{excuse}: {told}") if declared else ("failed", told)

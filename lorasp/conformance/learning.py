@@ -28,7 +28,9 @@ def leaves_the_base(subject: Subject) -> str:
     if subject.method["family"] == "full":
         raise NotApplicable("every weight is trained")
     start, now = subject.trained.states[0], whole_state(subject.trained.model)
-    moved = differing(subject.of_base(start), subject.of_base(now))
+    kept = subject.method.get("keeps_base", True)
+    before = subject.base_state if kept else subject.of_base(start)
+    moved = differing(before, subject.of_base(now))
     frozen = [n for n, w in subject.trained.model.named_parameters() if not w.requires_grad]
     moved += [name for name in frozen if not torch.equal(start[name], now[name])]
     if moved:

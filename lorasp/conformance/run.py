@@ -5,7 +5,7 @@ from typing import Any
 
 from . import ARCHITECTURES, CHECKS, Outcome, check
 
-SHOWN = {"passed": "passed", "failed": "FAILED", "not applicable": "-"}
+SHOWN = {"passed": "passed", "failed": "FAILED", "excused": "excused", "not applicable": "-"}
 
 
 def check_everywhere(method: dict[str, Any]) -> list[Outcome]:
@@ -24,7 +24,7 @@ def as_text(title: str, outcomes: list[Outcome]) -> str:
     lines = [title, "", _row("", width, list(ARCHITECTURES))]
     for name in CHECKS:
         lines.append(_row(name, width, [found[name, where] for where in ARCHITECTURES]))
-    for outcome in ("failed", "not applicable"):
+    for outcome in ("failed", "excused", "not applicable"):
         if reasons := _reasons(outcomes, outcome):
             lines += ["", f"{outcome}:", *reasons]
     return "\n".join(line.rstrip() for line in lines)

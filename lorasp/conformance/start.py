@@ -1,9 +1,11 @@
 """Checks of a method before its first step: what it builds, draws, counts and costs."""
 
+from typing import Any
+
 from lorasp.adapters.registry import count_parameters
 from lorasp.errors import UsageError
-from lorasp.plugins import told
-from lorasp.profiling.simulate import simulate
+from lorasp.profiling.simulate import VALUES_WANTED, simulate
+from lorasp.sweeps import resized
 
 from .subject import (
     PAUSE,
@@ -56,7 +58,7 @@ def starts_at_base(subject: Subject) -> str:
     if not subject.method.get("starts_at_base", True):
         raise NotApplicable("the entry says starts_at_base: false")
     off = distance(subject.logits(subject.fresh), subject.base_logits)
-    if off > NEAR:
+    if not off <= NEAR:  # nan is not
         raise Failed(
             f"expected the base's logits before training, found logits {off:.2g} away (of the "
             f"largest, allowed {NEAR:g}); let the change of the weight start at zero, or say "
@@ -117,6 +119,49 @@ def counts(subject: Subject) -> str:
     return f"{said:,} trained parameters, {said / whole:.1%} of full fine-tuning's"
 
 
+def grows(subject: Subject) -> str:
+    """The setting that `size` names scales the number of trained parameters."""
+    if "size" not in subject.method:
+        raise NotApplicable("the entry names no size")
+    size = subject.method["size"]
+    start, settings = _setting(subject, size), subject.method["settings"]
+    if isinstance(start, bool) or not isinstance(start, int | float):
+        raise Failed(
+            f"expected size to name a setting that is a number, found {size}, which is {start!r}; "
+            "name another setting, or leave size out"
+        )
+    real, share = count_parameters(subject.fresh)["trainable"], isinstance(start, float)
+    others = (start / 2, start * 2) if share else (start * 2, start // 2)
+    for other in others:
+        try:
+            changed = subject.built(**resized(settings, {size: other}))
+        except UsageError:  # more than a matrix holds, or a number that divides no side of it
+            continue
+        found = count_parameters(changed)["trainable"]
+        if found != real:
+            break
+    else:
+        raise Failed(
+            f"expected another number of trained parameters with another {size}, found {real:,} "
+            f"with {start:g}, and {' and '.join(f'{other:g}' for other in others)} refused or the "
+            "same; let size name the setting that scales them, or leave it out"
+        )
+    if (found > real) != (other > start):
+        raise Failed(
+            f"expected more trained parameters with a larger {size}, found {real:,} with "
+            f"{start:g} and {found:,} with {other:g}; let size name the setting that scales them, "
+            "or leave it out"
+        )
+    return f"{size} {start:g} has {real:,} trained parameters, {size} {other:g} has {found:,}"
+
+
+def _setting(subject: Subject, name: str) -> Any:
+    """A setting as the entry says it, else as PEFT's configuration has it; None without one."""
+    settings = subject.method["settings"]
+    config = getattr(subject.fresh, "peft_config", {}).get("default")
+    return settings.get(name, getattr(config, name, None))
+
+
 def has_costs(subject: Subject) -> str:
     """The simulator counts the memory and the operations of a step."""
     resolved = subject.resolved() | {"profile": {"batch": 4, "length": 8}}
@@ -124,11 +169,11 @@ def has_costs(subject: Subject) -> str:
         raise NotApplicable("nothing is trained")
     try:
         found = simulate(resolved, subject.folder)
-    except Exception as error:
-        raise NotApplicable(
-            f"the simulator cannot run it, which sees no values: {told(error)}"
-        ) from error
-    real = count_parameters(subject.trained.model)["trainable"]
+    except UsageError as error:
+        if not isinstance(error.__cause__, VALUES_WANTED):
+            raise
+        raise NotApplicable("it looks at values of weights, and the simulator has none") from error
+    real = count_parameters(subject.fresh)["trainable"]
     if found["parameters"]["trainable"] != real:
         raise Failed(
             f"expected {real:,} trained parameters in the simulated step, found "

@@ -22,18 +22,19 @@ from lorasp.optimizers import kind_of, of_method
 from lorasp.training.callbacks import Selection
 from lorasp.training.trainer import TRAINED, restore, trained_state
 
-# Two layers; the head of an encoder has two classes.
+# Two layers, of T5 one encodes; the head of an encoder has two classes.
 SHAPES = {"encoder": "roberta", "seq2seq": "t5", "causal": "llama"}
+# A square and a rectangular one, as outputs and inputs must not be taken for each other.
 TARGETS = {
-    "encoder": ["query", "value"],
-    "seq2seq": ["q", "v"],
+    "encoder": ["query", "intermediate.dense"],
+    "seq2seq": ["q", "wi"],
     "causal": ["q_proj", "v_proj"],
 }
 # Hidden size 64: bitsandbytes packs that many 4-bit numbers at a time.
 SIZES: dict[str, dict[str, int]] = {
     "roberta": {"hidden_size": 64, "intermediate_size": 128},
-    "t5": {"d_model": 64, "d_kv": 32, "d_ff": 128},
-    "llama": {"hidden_size": 64, "intermediate_size": 128},
+    "t5": {"d_model": 64, "d_kv": 32, "num_layers": 1, "d_ff": 128},
+    "llama": {"hidden_size": 64, "intermediate_size": 128, "num_key_value_heads": 1},
 }
 RUNTIME = {"device": "cpu", "precision": "fp32", "weights": "fp32", "threads": 1}
 # Large steps, and weight decay that would move whatever the optimizer holds by mistake.
@@ -96,8 +97,8 @@ class Subject:
 
     def of_base(self, state: State) -> State:
         """The tensors of the base among those of an adapted model, by their names in the base."""
-        named = ((base_name(name), tensor) for name, tensor in state.items())
-        return {name: tensor for name, tensor in named if name in self.base_state}
+        known = self.base_state.keys()
+        return {plain: state[name] for name in state for plain in base_names(name) & known}
 
     def built(self, seed: int = 0, **settings: Any) -> Any:
         """The base with the method in it, drawn from the seed, before any step."""
@@ -271,10 +272,13 @@ def _same(one: torch.Tensor, other: torch.Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-def base_name(name: str) -> str:
-    """The name that a tensor of an adapted model has in the base, if it is of the base."""
-    name = name.removeprefix("base_model.model.")
-    return name.replace(".base_layer.", ".").replace(".original_module.", ".")
+def base_names(name: str) -> set[str]:
+    """The names of which a tensor of an adapted model has one in the base, if it is of the base."""
+    for layer in (".base_layer.", ".original_module."):
+        name = name.replace(layer, ".")
+    name = name.replace(".self_attn.model.", ".self_attn.")  # of PEFT's LLaMA-Adapter
+    # of what adapts layers, of what adds a prompt, and of neither
+    return {name.removeprefix(prefix) for prefix in ("base_model.model.", "base_model.", "")}
 
 
 def distance(one: torch.Tensor, other: torch.Tensor) -> float:

@@ -127,10 +127,11 @@ def _rows(group: list[Job]) -> list[str]:
     hours = sum(job["seeds"] * job["seconds"] * max(1, job["gpus"]) for job in group)
     count = str(sum(job["seeds"] for job in group))
     size = f"{memory:.1f}" + ("" if first["fits"] else " !")
-    row = _row(
-        first["recipe"] or "-", told[0], count, str(first["gpus"]), micro, size, _hours(hours)
-    )
-    return [row, *(_row("", more, "", "", "", "", "").rstrip() for more in told[1:])]
+    recipe, above = first["recipe"] or "-", []
+    if len(recipe) > 8:  # a swept one says what it changes
+        recipe, above = "", [f"  {recipe}"]
+    row = _row(recipe, told[0], count, str(first["gpus"]), micro, size, _hours(hours))
+    return [*above, row, *(_row("", more, "", "", "", "", "").rstrip() for more in told[1:])]
 
 
 def _row(recipe: str, what: str, jobs: str, gpus: str, micro: str, memory: str, hours: str) -> str:

@@ -9,7 +9,7 @@ from lorasp.config import Config, resolve_method, resolve_model
 from lorasp.errors import UsageError
 
 # the code that decides a simulated step
-STEP = [f"profiling/{name}" for name in ("simulate", "fake", "step", "storage")]
+STEP = [f"profiling/{name}" for name in ("simulate", "fake", "schedule", "step", "storage")]
 CODE = (*STEP, "adapters", "models", "public_models", "recompute")
 
 LIBRARIES = ("torch", "transformers", "peft", "bitsandbytes")

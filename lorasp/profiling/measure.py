@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +24,19 @@ from lorasp.config import Config, data_folder, resolve_method, resolve_model
 from lorasp.data.load import check_folder
 from lorasp.errors import UsageError
 from lorasp.models import device_of, load_model
+from lorasp.profiling import schedule
 from lorasp.profiling.device import device_name, energy, refuse_busy, synchronize
 from lorasp.profiling.simulations import simulation
 from lorasp.profiling.step import (
     Batch,
-    adapter_prefix,
     batch_shapes,
     counted_step,
     optimizer_of,
     ready,
+    state_bytes,
     training_step,
 )
-from lorasp.profiling.storage import PHASES, storage_bytes
+from lorasp.profiling.storage import PHASES
 from lorasp.results import provenance, write_json
 
 
@@ -91,9 +93,9 @@ def simulated_beside(resolved: dict[str, Any], folder: Path, measured: int) -> d
 def profile_cell(config: Config, model: str, method: str) -> Path:
     """Run the training steps of a model and method that the configuration plans; write the profile.
 
-    The timed steps run without any counter; memory and energy are measured in steps of their own,
-    and the simulated peak of the same step is set beside. Raises UsageError for a profile that is
-    not planned, WorkError where the model is not prepared or somebody else uses the GPU.
+    The simulated peak of the same step is set beside the measured one. Raises UsageError for a
+    profile that is not planned, WorkError where the model is not prepared or somebody else uses
+    the GPU.
     """
     resolved = resolve_profile(config, model, method)
     plan, folder = resolved["profile"], data_folder(config, "models", model)
@@ -106,28 +108,11 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     network = ready(apply_method(load_model(resolved, folder), resolved), resolved)
     optimizer = optimizer_of(network, resolved, fused=device.type == "cuda")
     batch = random_batch(network, resolved, device)
-    step = partial(training_step, network, optimizer, batch, resolved)
-
-    def warm() -> None:
-        step()
-        optimizer.zero_grad()
-
-    for _ in range(max(1, plan["warmup"])):  # the first step allocates the optimizer's moments
-        warm()
-    seconds = timed_steps(step, optimizer, plan["repeats"], device)
-    joules = energy(warm, device, plan["repeats"])
-    refuse_busy(device, own=1)
-    if device.type == "cuda":
-        memory = allocated(step, device)
-        optimizer.zero_grad()
-    else:
-        memory = counted(counted_step(network, optimizer, batch, resolved))
-    step()
-    states = state_bytes(network, optimizer)
+    measured = measured_steps(network, optimizer, batch, resolved, device)
     with tempfile.TemporaryDirectory() as scratch:
         adapter_bytes = save_adapter(network, Path(scratch))
-    simulated = simulated_beside(resolved, folder, memory["peak_memory_bytes"])
-    spreads = {name: spread(values) for name, values in seconds.items()}
+    simulated = simulated_beside(resolved, folder, measured["peak_memory_bytes"])
+    tokens = plan["batch"] * plan["length"]
     result = {
         "scale": config["scale"],
         "model": model,
@@ -145,13 +130,10 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
             "threads": torch.get_num_threads(),
         },
         "load": load,
-        "seconds": spreads,
-        "tokens_per_second": plan["batch"] * plan["length"] / spreads["step"]["median"],
-        **memory,
+        **measured,
+        "tokens_per_second": tokens / measured["seconds"]["step"]["median"],
         "simulated": simulated,
-        "energy": joules,
         "parameters": count_parameters(network),
-        "states": states,
         "adapter_bytes": adapter_bytes,
     }
     path = profile_path(config, model, method)
@@ -160,10 +142,106 @@ def profile_cell(config: Config, model: str, method: str) -> Path:
     return path
 
 
+def measured_steps(
+    network: Any, optimizer: Optimizer, batch: Batch, resolved: Config, device: torch.device
+) -> dict[str, Any]:
+    """Seconds, memory, energy and states of warm training steps, each as `train` takes it.
+
+    The timed steps run without any counter; memory and energy are measured in steps of their own.
+    Where a method does something between the steps of a run, each kind of them is measured: times
+    are the mean over the run that `schedule` lays down, the peak is that of the kind that takes
+    most, energy and states are those of the most frequent kind, and `run` tells the kinds apart.
+    """
+    plan = resolved["profile"]
+    schedule.begin(network, optimizer)
+    kinds = schedule.by_kind(network)
+    step = partial(training_step, network, optimizer, batch, resolved)
+
+    def take(number: int | None) -> None:
+        step(number=number)
+        optimizer.zero_grad()
+
+    def prepare(number: int | None) -> None:
+        if number is not None and (before := schedule.leading_to(network, number)) is not None:
+            take(before)
+
+    # the first step allocates the optimizer's moments
+    for number in range(1, max(1, plan["warmup"]) + 1):
+        take(None if kinds == schedule.PLAIN else number)
+    seconds: dict[str, dict[str, list[float]]] = {
+        kind: {name: [] for name in ("step", *PHASES)} for kind in kinds
+    }
+    for kind, number in schedule.chosen(kinds, plan["repeats"]):
+        prepare(number)
+        timed = timed_steps(partial(step, number=number), optimizer, 1, device)
+        for name, values in timed.items():
+            seconds[kind][name] += values
+    common = kinds[max(kinds, key=lambda kind: len(kinds[kind]))]
+    prepare(common[0])
+    numbers = cycle(common[: plan["repeats"]])
+    joules = energy(lambda: take(next(numbers)), device, plan["repeats"])
+    refuse_busy(device, own=1)
+    memory = {}
+    for kind, steps in kinds.items():
+        number = steps[len(steps) // 2]
+        prepare(number)
+        if device.type == "cuda":
+            memory[kind] = allocated(partial(step, number=number), device)
+            optimizer.zero_grad()
+        else:
+            memory[kind] = counted(counted_step(network, optimizer, batch, resolved, number))
+    middle = common[len(common) // 2]
+    prepare(middle)
+    step(number=middle)
+    states = state_bytes(network, optimizer)
+    optimizer.zero_grad()
+    if "allocating" in kinds:  # an adapter is saved as the last allocation leaves it
+        prepare(kinds["allocating"][-1])
+        take(kinds["allocating"][-1])
+    spreads = {
+        kind: {name: spread(values) for name, values in found.items()}
+        for kind, found in seconds.items()
+    }
+    return {
+        "seconds": {
+            name: schedule.mean_over_run(
+                kinds, {kind: found[name] for kind, found in spreads.items()}
+            )
+            for name in ("step", *PHASES)
+        },
+        **max(memory.values(), key=lambda found: found["peak_memory_bytes"]),
+        "energy": joules,
+        "states": states,
+        **run_of(kinds, spreads, memory),
+    }
+
+
+def run_of(kinds: schedule.Kinds, spreads: Any, memory: Any) -> dict[str, Any]:
+    """How many steps of each kind the run has, and what one takes; {} where all are alike."""
+    if kinds == schedule.PLAIN:
+        return {}
+    found = {
+        kind: {
+            "steps": len(steps),
+            "seconds": spreads[kind]["step"],
+            "peak_memory_bytes": memory[kind]["peak_memory_bytes"],
+        }
+        for kind, steps in kinds.items()
+    }
+    return {"run": {"steps": sum(map(len, kinds.values())), "kinds": found}}
+
+
 def _simulated(found: dict[str, Any]) -> str:
     if found["peak_bytes"] is None:
         return "not simulated"
     return f"simulated {found['peak_bytes'] / 2**20:.1f} MiB ({found['difference']:+.2%})"
+
+
+def _run(profile: dict[str, Any]) -> str:
+    if "run" not in profile:
+        return ""
+    kinds = ", ".join(f"{found['steps']} {kind}" for kind, found in profile["run"]["kinds"].items())
+    return f"the mean of {profile['run']['steps']} steps ({kinds}), "
 
 
 def as_line(profile: dict[str, Any]) -> str:
@@ -173,7 +251,9 @@ def as_line(profile: dict[str, Any]) -> str:
         f"{profile['model']} {profile['method']}: {step['median'] * 1e3:.1f} ms a step "
         f"(quartiles {step['q1'] * 1e3:.1f} to {step['q3'] * 1e3:.1f}), "
         f"{profile['tokens_per_second']:,.0f} tokens/s, "
-        f"peak {profile['peak_memory_bytes'] / 2**20:.1f} MiB ({profile['peak_memory_counter']}), "
+        + _run(profile)
+        + f"peak {profile['peak_memory_bytes'] / 2**20:.1f} MiB "
+        + f"({profile['peak_memory_counter']}), "
         + _simulated(profile["simulated"])
         + ("" if joules is None else f", {joules:.3g} J a step ({profile['energy']['counter']})")
     )
@@ -260,36 +340,6 @@ def allocated(
         "peak_memory_counter": "torch.cuda.max_memory_allocated",
         "peak_reserved_bytes": max(reserved),
         "phases": peaks,
-    }
-
-
-def state_bytes(network: torch.nn.Module, optimizer: Optimizer) -> dict[str, Any]:
-    """Bytes of weights, gradients, moments and buffers, right after a backward pass and a step.
-
-    `adapter` is what the PEFT method put in, told by its name prefix: trained parameters, and as
-    buffers its masks and frozen values. `other` is every further trained weight: the head, or all
-    of full fine-tuning. `base` is the frozen rest.
-    """
-    prefix = adapter_prefix(network)
-    tensors = [*network.named_parameters(), *network.named_buffers()]
-    adapter = [tensor for name, tensor in tensors if prefix and prefix in name]
-    other = [tensor for name, tensor in tensors if not (prefix and prefix in name)]
-
-    def trained(part: list[torch.Tensor]) -> dict[str, int]:
-        weights = [tensor for tensor in part if tensor.requires_grad]
-        kept = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]
-        return {
-            "parameters": storage_bytes(weights),
-            "gradients": storage_bytes(w.grad for w in weights if w.grad is not None),
-            "moments": storage_bytes(value for value in kept if torch.is_tensor(value)),
-            "buffers": 0,
-        }
-
-    frozen = storage_bytes(tensor for tensor in adapter if not tensor.requires_grad)
-    return {
-        "base": storage_bytes(tensor for tensor in other if not tensor.requires_grad),
-        "adapter": trained(adapter) | {"buffers": frozen},
-        "other": trained(other),
     }
 
 

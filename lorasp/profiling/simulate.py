@@ -19,9 +19,11 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from transformers import AutoConfig
 from transformers.quantizers.auto import AutoHfQuantizer
 
+from lorasp.adapters import hooks
 from lorasp.adapters.registry import apply_method, count_parameters, quantize_of
 from lorasp.errors import UsageError
 from lorasp.models import CLASSES, SAFELY, head_labels, quantization_config, weights_dtype
+from lorasp.profiling import schedule
 from lorasp.profiling.fake import FakeMode
 from lorasp.profiling.step import batch_shapes, counted_step, optimizer_of, ready
 from lorasp.public_models import meta_model
@@ -35,7 +37,11 @@ def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
     """Run one warm training step under fake tensors; what it holds and computes.
 
     The model class, the adapter, recomputation and AdamW are those of `train`; only the numbers are
-    missing. Sequences have no padding. On a CPU, what is found is what a real step takes. The step
+    missing. Of AdaLoRA and Dynamic LoRA it is a step that measures (see `schedule`): what allocates
+    looks at values. Neither has a matrix product, nor has drawing LoRA-SP's selection again, which
+    is left out too: the operations are those of each step of a run.
+
+    Sequences have no padding. On a CPU, what is found is what a real step takes. The step
     runs on fake CPU tensors for CUDA too, with `operators_of_cuda` and the fused AdamW in place;
     what stays a CPU's is the rest of autocast's lists, and bitsandbytes' int8 product, which keeps
     the same but makes a copy of the weight in the forward pass that CUDA does without.
@@ -57,13 +63,17 @@ def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
             optimizer = optimizer_of(network, resolved, fused)
             for weight in network.parameters():
                 weight.grad = torch.empty_like(weight) if weight.requires_grad else None
+            schedule.begin(network, optimizer)
+            number = schedule.without_values(network)
             optimizer.step()  # allocates the moments
+            if number is not None:
+                hooks.after_step(network, schedule.leading_to(network, number) or 0)
             optimizer.zero_grad()
             batch = {
                 name: torch.zeros(shape, dtype=torch.int64)
                 for name, (shape, _) in batch_shapes(network, resolved).items()
             }
-            return counted_step(network, optimizer, batch, resolved) | {
+            return counted_step(network, optimizer, batch, resolved, number) | {
                 "parameters": count_parameters(network)
             }
     except VALUES_WANTED as error:

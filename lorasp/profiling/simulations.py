@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lorasp.config import Config, data_folder, known, resolve_method, stage_code
+from lorasp.config import OF_A_STEP, Config, data_folder, known, resolve_method, stage_code
 from lorasp.errors import UsageError, WorkError
 from lorasp.methods import table
 from lorasp.profiling.cells import CODE, cells_of, libraries, resolve_cell
@@ -63,8 +63,7 @@ def _question(resolved: dict[str, Any], folder: Path | None) -> dict[str, Any]:
         "architecture": model["architecture"],
         "targets": model["targets"],
         "labels": head_labels(resolved),
-        "family": method["family"],
-        "settings": method.get("settings", {}),
+        "method": {key: method[key] for key in OF_A_STEP if key in method},
         "runtime": {
             key: resolved["runtime"].get(key) for key in ("device", "precision", "weights")
         },

@@ -8,8 +8,10 @@ from torch import nn
 from torch.optim import AdamW, Optimizer
 
 from lorasp import optimizers
+from lorasp.adapters import hooks
 from lorasp.models import autocast
-from lorasp.profiling.storage import PHASES, LiveStorage
+from lorasp.profiling import schedule
+from lorasp.profiling.storage import PHASES, LiveStorage, storage_bytes
 from lorasp.recompute import recompute_activations
 
 Batch = dict[str, torch.Tensor]
@@ -53,8 +55,15 @@ def training_step(
     batch: Batch,
     resolved: dict[str, Any],
     after: Callable[[str], None] = lambda phase: None,
+    number: int | None = None,
 ) -> None:
-    """Forward, backward, optimizer, as `train` does them; `after` is called after each of them."""
+    """Forward, backward, optimizer, as `train` does them; `after` is called after each of them.
+
+    With the step's `number` in a run (see `schedule`), what the method does in that step besides is
+    done: before the forward pass, and after the optimizer's work. None: nothing.
+    """
+    if number is not None:
+        schedule.before_step(network, number)
     with autocast(resolved):
         loss = network(**batch).loss
     after("forward")
@@ -62,11 +71,17 @@ def training_step(
     del loss  # as the Trainer does; the graph goes with it, and what functions keep on their own
     after("backward")
     optimizer.step()
+    if number is not None:
+        hooks.after_step(network, number)
     after("optimizer")
 
 
 def counted_step(
-    network: nn.Module, optimizer: Optimizer, batch: Batch, resolved: dict[str, Any]
+    network: nn.Module,
+    optimizer: Optimizer,
+    batch: Batch,
+    resolved: dict[str, Any],
+    number: int | None = None,
 ) -> dict[str, Any]:
     """What one warm step holds and computes: `peak_bytes`, `phases`, `rest`, `kept`, FLOPs.
 
@@ -78,16 +93,16 @@ def counted_step(
 
     with LiveStorage(held_tensors(network, optimizer, batch)) as counter:
         rest = dict(counter.kinds)
-        hooks = counter.gradients_of(w for w in network.parameters() if w.requires_grad)
+        handles = counter.gradients_of(w for w in network.parameters() if w.requires_grad)
 
         def after(phase: str) -> None:
             if phase == "forward":
                 kept.update(counter.kinds)
             counter.enter(next(order, phase))
 
-        training_step(network, optimizer, batch, resolved, after)
-        for hook in hooks:
-            hook.remove()
+        training_step(network, optimizer, batch, resolved, after, number)
+        for handle in handles:
+            handle.remove()
         optimizer.zero_grad()
     return {
         "peak_bytes": counter.peak,
@@ -116,7 +131,7 @@ def held_tensors(
     return {
         "weights": [*weights, *quantization_states(network)],
         "masks": [tensor for name, tensor in buffers if prefix and prefix in name],
-        "optimizer": moments(optimizer),
+        "optimizer": [*moments(optimizer), *importances(network)],
         "activations": list(batch.values()),
     }
 
@@ -132,6 +147,12 @@ def moments(optimizer: Optimizer) -> list[torch.Tensor]:
     return [value for state in states for value in state.values() if torch.is_tensor(value)]
 
 
+def importances(network: nn.Module) -> list[torch.Tensor]:
+    """AdaLoRA's running means of what each trained entry matters, three to an entry."""
+    state = hooks.allocation_state(network)
+    return [tensor for name in hooks.REMEMBERED for tensor in state.get(name, {}).values()]
+
+
 def quantization_states(network: nn.Module) -> Iterable[torch.Tensor]:
     """The scales and tables that bitsandbytes keeps beside its packed weights."""
     for module in network.modules():
@@ -145,3 +166,34 @@ def quantization_states(network: nn.Module) -> Iterable[torch.Tensor]:
             for name in ("absmax", "code", "offset"):
                 if isinstance(tensor := getattr(part, name, None), torch.Tensor):
                     yield tensor
+
+
+def state_bytes(network: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+    """Bytes of weights, gradients, moments and buffers, right after a backward pass and a step.
+
+    `adapter` is what the PEFT method put in, told by its name prefix: trained parameters, and as
+    buffers its masks, frozen values and AdaLoRA's importances. `other` is every further trained
+    weight: the head, or all of full fine-tuning. `base` is the frozen rest.
+    """
+    prefix = adapter_prefix(network)
+    tensors = [*network.named_parameters(), *network.named_buffers()]
+    adapter = [tensor for name, tensor in tensors if prefix and prefix in name]
+    other = [tensor for name, tensor in tensors if not (prefix and prefix in name)]
+
+    def trained(part: list[torch.Tensor]) -> dict[str, int]:
+        weights = [tensor for tensor in part if tensor.requires_grad]
+        kept = [value for weight in weights for value in optimizer.state.get(weight, {}).values()]
+        return {
+            "parameters": storage_bytes(weights),
+            "gradients": storage_bytes(w.grad for w in weights if w.grad is not None),
+            "moments": storage_bytes(value for value in kept if torch.is_tensor(value)),
+            "buffers": 0,
+        }
+
+    frozen = storage_bytes(tensor for tensor in adapter if not tensor.requires_grad)
+    frozen += storage_bytes(importances(network))
+    return {
+        "base": storage_bytes(tensor for tensor in other if not tensor.requires_grad),
+        "adapter": trained(adapter) | {"buffers": frozen},
+        "other": trained(other),
+    }

@@ -13,6 +13,8 @@ from lorasp.report.claims_view import signed
 from lorasp.report.collect import DONE, Results
 from lorasp.report.ranking import within
 from lorasp.report.scopes import Place, Samples, Scope, gap
+from lorasp.report.shown import above, learned
+from lorasp.report.shown import within as within_margin
 
 ALIKE = 0.01  # costs that differ by no more are called the same
 MOST_BUDGETS = 4
@@ -21,6 +23,7 @@ NO_SCORE_COUNTS = (
 )
 
 Gap = Callable[[Row, Row], dict[str, Any]]  # the first less the second, see scopes.gap
+Above = set[tuple[str, str]]  # names of methods, see shown.above
 Amount = Callable[[Row], str]
 
 
@@ -29,40 +32,77 @@ def advice(
 ) -> list[dict[str, Any]]:
     """For each scope of the recipe that decides: {title, sentences}; see `pareto_points`.
 
-    Only trained methods with all of their scores are considered; the others are named.
+    Only trained methods with all of their scores are considered, and of them those that are shown
+    to have learned; the others are named.
     """
     found = []
     recipe = config["verdicts"]["recipe"]
     for scope in dict.fromkeys(row["scope"] for row in points if row["scope"].recipe == recipe):
         here = [row for row in points if row["scope"] == scope and row["trained"]]
-        kept = [row for row in here if row["score"] is not None and row["whole"]]
-        kept.sort(key=lambda row: -row["score"])
-        if len(kept) < 2:
+        whole = [row for row in here if row["score"] is not None and row["whole"]]
+        whole.sort(key=lambda row: -row["score"])
+        if len(whole) < 2:
             continue
-
-        def between(left: Row, right: Row, scope: Scope = scope) -> dict[str, Any]:
-            return gap(places, scope, left["name"], right["name"])
-
         margin = margin_of(config, scope.tasks)
-        good, untold = _within_margin(kept, between, margin)
-        sentences = [_best(kept, between)]
-        if margin is None:
-            sentences.append("Smallest file: no claim sets a margin for these tasks.")
-        elif _tested(kept, between):
-            sentences.append(_smallest(kept, good, untold, between, margin))
-        sentences.append(_least_memory(kept, good, between, margin))
-        sentences.append(_fastest(results, scope, kept, good, between, margin))
-        sentences += _budgets(kept, between)
-        left_out = [
-            f"{row['method']} ({row['missing'] or 'no score'})" for row in here if row not in kept
-        ]
-        if left_out:
-            sentences.append(f"Not considered: {_joined(left_out)}.")
+        base = next(
+            (row["name"] for row in points if row["scope"] == scope and not row["trained"]), None
+        )
+        able = learned(places, scope, [row["name"] for row in whole], base, margin or 0.0)
+        kept = [row for row in whole if row["name"] in able]
+        sentences = _needs(results, places, scope, kept, margin)
+        if idle := [row for row in whole if row not in kept]:
+            sentences.append(_idle(idle, len(whole), margin))
+        if left_out := [row for row in here if row not in whole]:
+            names = [f"{row['method']} ({row['missing'] or 'no score'})" for row in left_out]
+            sentences.append(f"Not considered: {_joined(names)}.")
         if absent := [f"{row['method']} ({row['missing']})" for row in kept if row["missing"]]:
             sentences.append(f"Considered with the runs that there are: {_joined(absent)}.")
         title = f"{scope.model} on {', '.join(scope.tasks)}"
         found.append({"title": title, "sentences": sentences})
     return found
+
+
+def _needs(
+    results: Results,
+    places: dict[Place, Samples],
+    scope: Scope,
+    kept: list[Row],
+    margin: float | None,
+) -> list[str]:
+    """A sentence for each need, from the methods that have learned, the best score first."""
+    if len(kept) < 2:
+        return [f"Best score: {row['method']} with {_score(row)}." for row in kept]
+
+    def between(left: Row, right: Row) -> dict[str, Any]:
+        return gap(places, scope, left["name"], right["name"])
+
+    names = [row["name"] for row in kept]
+    order = above(places, scope, names)
+    good, untold = kept[:1], []
+    sentences = [_best(kept, between, order)]
+    if margin is None:
+        sentences.append("Smallest file: no claim sets a margin for these tasks.")
+    else:
+        near = within_margin(places, scope, names[0], names[1:], margin)
+        good += [row for row in kept if row["name"] in near]
+        untold = [row for row in kept if row not in good and _may_be(row, kept, between, margin)]
+        sentences.append(_smallest(kept, good, untold, between, margin))
+    sentences.append(_least_memory(kept, good, between, margin))
+    sentences.append(_fastest(results, scope, kept, good, between, margin))
+    return sentences + _budgets(kept, order)
+
+
+def _idle(idle: list[Row], count: int, margin: float | None) -> str:
+    """Which methods are not shown to have learned; where none is, nothing is recommended."""
+    more = f" by more than {margin:.1f} points" if margin else ""
+    asked = f"above the untouched model{more} on the same seeds"
+    if len(idle) < count:
+        return f"Not considered, since not shown to be {asked}: {_names(idle)}."
+    return (
+        f"No method is shown to have learned: none of {count} is {asked}, or the untouched model "
+        "has no scores or the seeds are too few to tell. Methods that learned nothing would look "
+        "the same, so none is recommended."
+    )
 
 
 def margin_of(config: Config, tasks: tuple[str, ...]) -> float | None:
@@ -84,68 +124,48 @@ def margin_of(config: Config, tasks: tuple[str, ...]) -> float | None:
     return float(document["margins"][nearest["margin"]]["value"])
 
 
-def _tested(kept: list[Row], between: Gap) -> bool:
-    """Whether any method can be told apart from the best; one seed leaves nothing to test."""
-    return any(between(kept[0], row)["interval"] for row in kept[1:])
+def _may_be(row: Row, kept: list[Row], between: Gap, margin: float) -> bool:
+    """Whether a method may be within the margin of the best, by the interval of the difference."""
+    ends = between(row, kept[0])["interval"]
+    return ends is None or ends[1] > -margin
 
 
-def _alike(kept: list[Row], between: Gap) -> list[Row]:
+def _alike(kept: list[Row], order: Above) -> list[Row]:
     """The methods that the first, which has the highest mean, is not shown to be above."""
-    found = []
-    for row in kept[1:]:
-        ends = between(kept[0], row)["interval"]
-        if ends is None or ends[0] <= 0:
-            found.append(row)
-    return found
+    return [row for row in kept[1:] if (kept[0]["name"], row["name"]) not in order]
 
 
-def _within_margin(
-    kept: list[Row], between: Gap, margin: float | None
-) -> tuple[list[Row], list[Row]]:
-    """The methods shown to be less than a margin below the best, and those it cannot be told of."""
-    good: list[Row] = kept[:1]
-    untold: list[Row] = []
-    if margin is None:
-        return good, untold
-    for row in kept[1:]:
-        ends = between(row, kept[0])["interval"]
-        if ends is not None and ends[0] > -margin:
-            good.append(row)
-        elif ends is None or ends[1] > -margin:
-            untold.append(row)
-    return good, untold
-
-
-def _best(kept: list[Row], between: Gap) -> str:
+def _best(kept: list[Row], between: Gap, order: Above) -> str:
     """Which method scores best, or between which that cannot be told."""
-    top, alike = kept[0], _alike(kept, between)
+    top, alike = kept[0], _alike(kept, order)
     shown = f"{top['method']} with {_score(top)}"
     if not alike:
         following = f"{kept[1]['method']}, {_size(between(kept[1], top))}"
-        return f"Best score: {shown}. Every other method is below it; the next is {following}."
-    told = f"Best score: it cannot be told which. The highest mean is that of {shown}; "
-    if not _tested(kept, between):
         return (
-            f"{told}of all {len(kept)} methods the runs of the same seed are too few, or all "
-            "alike, to tell any difference from chance."
+            f"Best score: {shown}. Every other method is shown to be below it; the next is "
+            f"{following}."
         )
-    tied = [row for row in alike if between(top, row)["interval"] is not None]
+    told = f"Best score: it cannot be told which. The highest mean is that of {shown}; "
+    tested = [row for row in alike if between(top, row)["interval"] is not None]
     parts = []
-    if tied:
-        every = len(tied) == len(kept) - 1
-        who = "none of the others can" if every else f"{_names(tied)} cannot"
-        parts.append(
-            f"{who} be told apart from it: the interval of the difference, paired by seed, holds 0"
-        )
-    if rest := [row for row in alike if row not in tied]:
+    if tested:
+        every = len(tested) == len(kept) - 1
+        told_of = f"{_names(tested)} {_is(len(tested))} not shown"
+        parts.append(f"{'none of the others is shown' if every else told_of} to be below it")
+    if rest := [row for row in alike if row not in tested]:
         parts.append(f"of {_names(rest)} the runs of the same seed are too few, or all alike")
     return f"{told}{'; '.join(parts)}.{_others_below(len(kept) - 1 - len(alike))}"
+
+
+def _is(count: int) -> str:
+    return "is" if count == 1 else "are"
 
 
 def _others_below(count: int) -> str:
     if not count:
         return ""
-    return f" The other {'method is' if count == 1 else f'{count} methods are'} below."
+    who = "method" if count == 1 else f"{count} methods"
+    return f" The other {who} {_is(count)} shown to be below."
 
 
 def _smallest(
@@ -157,7 +177,8 @@ def _smallest(
         return "Smallest file: the size of the best method's is not known."
     least = min(known, key=lambda row: row["file"])
     same = [row for row in known if _is_same(row, least, "file")]
-    told = f"Smallest file within {margin:.1f} points of the best: {_names(same)}, {_kib(least)}; "
+    told = f"Smallest file shown to be within {margin:.1f} points of the best: "
+    told += f"{_names(same)}, {_kib(least)}; "
     if kept[0] in same:
         told += "no smaller one is shown to lose less than that"
     else:
@@ -221,7 +242,7 @@ def _among(good: list[Row], cheapest: list[Row], cost: str, unit: Amount, margin
     return f". {of}: {least['method']}, {unit(least)}"
 
 
-def _budgets(kept: list[Row], between: Gap) -> list[str]:
+def _budgets(kept: list[Row], order: Above) -> list[str]:
     """The best for at most so many trained parameters, for powers of ten; each only once."""
     known = [row for row in kept if row["trainable"]]
     if not known:
@@ -235,15 +256,15 @@ def _budgets(kept: list[Row], between: Gap) -> list[str]:
         top = inside[0]
         if top is before:
             continue  # a larger budget buys nothing better
-        before, alike = top, _alike(inside, between)
+        before, alike = top, _alike(inside, order)
         told = f"At most {10**power:,} trained parameters: {top['method']}, which trains "
         told += f"{top['trainable']:,.0f}, with {_score(top)}"
         if len(inside) == 1:
             told += ", the only one"
-        elif len(alike) == len(inside) - 1:
-            told += "; none of the others can be told apart from it"
+        elif len(alike) == len(inside) - 1 > 1:
+            told += "; none of the others is shown to be below it"
         elif alike:
-            told += f"; {_names(alike)} cannot be told apart from it"
+            told += f"; {_names(alike)} {_is(len(alike))} not shown to be below it"
         lines.append(f"{told}.{_others_below(len(inside) - 1 - len(alike))}")
     return lines[-MOST_BUDGETS:]
 

@@ -19,8 +19,9 @@ TEST_NAMES = {
     "superior": "superiority",
     "less": "ratio below the margin",
     "at_most": "ratio up to the margin above 1",
+    "equal": "ratio within the margin of 1",
 }
-RATIOS = ("less", "at_most")  # the tests of resources
+RATIOS = ("less", "at_most", "equal")  # the tests of resources
 RULE = (
     "picked by rule, the first four that there are: the score or relation not reproduced with the "
     "smallest p, the one reproduced with the smallest p, the resource claim that fails by most or "
@@ -57,7 +58,7 @@ def estimate(test: dict[str, Any] | None) -> str:
     if test is None or test["estimate"] is None:
         return ""
     if test["name"] in RATIOS:
-        return f"×{test['estimate']:.{3 if test['name'] == 'at_most' else 2}f}"
+        return f"×{test['estimate']:.{2 if test['name'] == 'less' else 3}f}"
     text = signed(test["estimate"])
     if test["interval"] is None:
         return text

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pandas as pd
+
 from lorasp.config import Config
 
 MARK = "†"
@@ -23,3 +25,11 @@ def footnotes(config: Config, used: set[str]) -> list[dict[str, Any]]:
         for name, entry in config["methods"].items()
         if name in used and "interpretation" in entry
     ]
+
+
+def notes_of(frame: pd.DataFrame, readings: list[dict[str, Any]]) -> list[str]:
+    """The sentences of the marked methods that a table names."""
+    named = [
+        reading for reading in readings if any(frame[c].eq(reading["label"]).any() for c in frame)
+    ]
+    return [f"{reading['label']}: {reading['text']}" for reading in named]

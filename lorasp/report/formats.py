@@ -1,6 +1,7 @@
 """Text and tables in other forms than HTML: Markdown, CSV, and LaTeX with booktabs rules."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -36,6 +37,8 @@ LATEX = {
     "†": r"$\dagger$",
     "½": r"$\frac12$",
 }
+ESCAPES = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+ESCAPED = str.maketrans(ESCAPES | {sign: f"\\{sign}" for sign in "&%$#_{}"})
 # After = and @ spreadsheets compute; after a sign too, where a call or a program follows.
 FORMULA = re.compile(r"\s*[=@]|[\t\r]|\s*[+-].*([A-Za-z.]\(|[|!])", re.DOTALL)
 PROSE = {"Where": 2.4, "Printed": 3.0, "Because": 6.0, "Found": 6.0, "Claim": 3.4}  # widths in cm
@@ -63,6 +66,10 @@ def latex(frame: pd.DataFrame, prose: bool = False) -> str:
             rf"p{{{PROSE[name]}cm}}" if name in PROSE else "l" for name in frame.columns
         )
     text = str(frame.to_latex(index=False, escape=True, column_format=columns, longtable=prose))
+    return _typeset(text)
+
+
+def _typeset(text: str) -> str:
     for sign, command in LATEX.items():
         text = text.replace(sign, command)
     return text
@@ -78,11 +85,16 @@ def _is_formula(value: object) -> bool:
     return isinstance(value, str) and bool(FORMULA.match(value))
 
 
-def write_frame(folder: Path, name: str, frame: pd.DataFrame, tex: str) -> None:
-    """One table as CSV, Markdown and LaTeX."""
-    write(folder / f"{name}.csv", as_csv(frame))
-    write(folder / f"{name}.md", markdown(frame) + "\n")
-    write(folder / f"{name}.tex", tex)
+def write_frame(
+    folder: Path, name: str, frame: pd.DataFrame, tex: str, notes: Sequence[str] = ()
+) -> None:
+    """One table as CSV, Markdown and LaTeX; notes stand below it, in CSV as rows of their own."""
+    rows = pd.DataFrame({frame.columns[0]: list(notes)}) if notes else None
+    noted = frame if rows is None else pd.concat([frame, rows], ignore_index=True).fillna("")
+    write(folder / f"{name}.csv", as_csv(noted))
+    write(folder / f"{name}.md", "\n\n".join([markdown(frame), *map(plain, notes)]) + "\n")
+    below = [rf"\par\footnotesize {_typeset(note.translate(ESCAPED))}" + "\n" for note in notes]
+    write(folder / f"{name}.tex", tex + "".join(below))
 
 
 def write(path: Path, text: str) -> None:

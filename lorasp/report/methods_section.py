@@ -44,9 +44,13 @@ FIGURES = {"parameters": "trainable", "file": "file", "memory": "memory", "time"
 CAPTIONS = PARETO_CAPTIONS | RANKING_CAPTIONS | SWEEP_CAPTIONS
 HOLDS = (
     "Made from the numbers below, this holds at the scale {scale}: for these models, data, "
-    "settings and seeds, with the recipe {recipe}. Differences are paired by seed, with 90 % "
-    "intervals (Student's t) that no correction for the number of methods widens; memory and "
-    "time are of one measured profile each."
+    "settings and seeds, with the recipe {recipe}. What is called shown is so by one-sided t tests "
+    "on differences of the same seed at 0.05, corrected for their number by Holm's method: that a "
+    "method learned more than the margin, over the methods; that it is within the margin of the "
+    "best, over the others; that one is above another, both ways over all pairs, since the same "
+    "scores have picked which one is best. The intervals in brackets (90 %, Student's t) are of "
+    "one difference each and not corrected, so that one without 0 in it shows nothing yet. Memory "
+    "and time are of one measured profile each."
 )
 
 
@@ -63,7 +67,7 @@ def methods_section(
     ranked = rankings(config, places)
     chances = pairs(places, config["verdicts"]["recipe"])
     swept = maps(config, every)
-    equal = equal_cost_frame(config, places)
+    equal = equal_cost_frame(config, results, places)
     figures = draw_ranking(config, ranked, chances, stamp)
     figures |= {name: pareto(config, points, cost, stamp) for name, cost in FIGURES.items()}
     figures |= draw_sweeps(swept, stamp)

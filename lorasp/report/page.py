@@ -26,7 +26,7 @@ from lorasp.report.costs import peaks_frame, profile_frame
 from lorasp.report.estimates import estimates_frame
 from lorasp.report.facts import details, duration, notice, numbers, run_groups, summary
 from lorasp.report.figures import CAPTIONS, Figure, draw_all
-from lorasp.report.footnotes import footnotes, marked
+from lorasp.report.footnotes import footnotes, marked, notes_of
 from lorasp.report.formats import as_csv, latex, markdown, plain, write, write_frame
 from lorasp.report.heatmap import without_sweeps
 from lorasp.report.judged import judged
@@ -136,7 +136,7 @@ def _write_all(config: Config, out: Path) -> None:
     if not facts["estimates"].empty:
         frames["estimates"] = facts["estimates"]
     prose = {"claims": claims_view.claims_frame(entries), "audit": claims_view.audit_frame(entries)}
-    _write_tables(out / "tables", every, tables, frames, prose)
+    _write_tables(out / "tables", every, tables, frames, prose, facts["footnotes"])
     settings = {name: markdown(frame) for name, frame in facts["settings"].items()}
     shown = {name: markdown(frame) for name, frame in (frames | prose).items()}
     text = environment().get_template("report.md.j2").render(facts, markdown=shown | settings)
@@ -185,9 +185,10 @@ def _write_tables(
     tables: list[Table],
     frames: dict[str, pd.DataFrame],
     prose: dict[str, pd.DataFrame],
+    readings: list[dict[str, Any]],
 ) -> None:
     for name, frame in frames.items():
-        write_frame(folder, name, frame, latex(frame))
+        write_frame(folder, name, frame, latex(frame), notes_of(frame, readings))
     for name, frame in prose.items():
         shown = [column for column in claims_view.PRINTED if column in frame.columns]
         write_frame(folder, name, frame, latex(frame[shown], prose=True))

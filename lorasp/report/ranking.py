@@ -10,11 +10,13 @@ from lorasp.claims.statistics import interval
 from lorasp.config import Config
 from lorasp.report.collect import anchor
 from lorasp.report.measures import Estimate, improvement, interquartile_mean, normalised, standing
-from lorasp.report.scopes import REFERENCES, Place, Sample, Samples, shared
+from lorasp.report.scopes import REFERENCES, Place, Sample, Samples, Scope, shared
+from lorasp.report.shown import learned
 from lorasp.report.tables import DASH
 
 Row = dict[str, Any]
 NO_PLACE = DASH
+FEWEST = 4  # runs of which a quarter is one
 NOTES = (
     "Places are by mean score. Intervals of a mean are Student's at 90 %, as everywhere on this "
     "page; of one run, or of equal ones, there is none.",
@@ -23,9 +25,11 @@ NOTES = (
     "tasks, with its 95 % stratified bootstrap interval in brackets: runs are drawn again within "
     "each task. It says how often, not by how much. It is unpaired by definition, although runs "
     "of one seed share it here.",
-    "With few seeds such an interval is too narrow, and [1.00, 1.00] says only that every run of "
-    "one scored above every run of the other. Where a task has one run there is no interval; "
-    "among several tasks it is left out.",
+    "With few seeds such an interval is too narrow: of two equal methods with 2, 3 or 5 runs each "
+    "it leaves out 0.5 in 30, 20 or 10 % of cases instead of 5, anew for every pair, and [1.00, "
+    "1.00] says only that every run of one scored above every run of the other. So it shows no "
+    "difference; what is shown stands under 'What to use when'. Where a task has one run there is "
+    "no interval; among several tasks it is left out.",
     "A run that diverged, or whose metric is undefined, has no score. In P(X > Y) it loses to "
     "every run that has one. Its method keeps the mean of its other runs in this list and has no "
     "place. Runs that were not made are counted in the last column.",
@@ -34,8 +38,9 @@ NORMALISED = (
     "Over several tasks scores are normalised: 0 is the mean of the untouched base model on the "
     "model and task, 1 the best mean of any method there. The place is by the mean over the "
     "tasks; the interquartile mean (IQM) cuts off the lowest and the highest quarter of all "
-    "runs, so that no single one decides it, and has a 95 % stratified bootstrap interval. Every "
-    "run counts once."
+    "runs, rounded down to whole runs, so that no single one decides it, and has a 95 % stratified "
+    "bootstrap interval, which is too narrow with few seeds. Of fewer than four runs nothing would "
+    "be cut off, and none is given. Every run counts once."
 )
 
 
@@ -85,7 +90,7 @@ def _at(config: Config, place: Place, methods: Samples) -> Row:
 
 
 def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place, ...]) -> Row:
-    scales = {place: scale(config, places[place]) for place in inside}
+    scales = {place: scale(config, places, place) for place in inside}
     scaled = {place: ends for place, ends in scales.items() if not isinstance(ends, str)}
     names = [name for name in config["methods"] if all(name in places[p] for p in inside)]
     rows, means = [], {}
@@ -95,7 +100,8 @@ def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place,
         row |= {"mean": None, "iqm": None, "seeds": str(sum(len(s.scores) for s in there))}
         if scaled and all(sample.scores and not sample.failed for sample in there):
             tasks = [normalised(places[p][name].values, *ends) for p, ends in scaled.items()]
-            row["iqm"] = interquartile_mean(tasks)
+            if sum(len(task) for task in tasks) >= FEWEST:
+                row["iqm"] = interquartile_mean(tasks)
             row["mean"] = means[name] = float(np.mean([task.mean() for task in tasks]))
         rows.append(row)
     titles = "; ".join(f"{place.model}, {place.task}" for place in inside)
@@ -114,30 +120,31 @@ def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place,
     }
 
 
-def scale(config: Config, methods: Samples) -> tuple[float, float] | str:
+def scale(config: Config, places: dict[Place, Samples], place: Place) -> tuple[float, float] | str:
     """The means that become 0 and 1 at a place; in words why it has none.
 
-    The best mean must be shown to lie above the base model's, by its Student interval: a scale of
-    noise would blow up every difference.
+    The method with the best mean must be shown to be above the base model, seed by seed (see
+    `shown.learned`): a scale of noise would blow up every difference.
     """
+    methods = places[place]
     bases = [name for name in methods if config["methods"][name]["family"] == "base"]
     base = next((methods[name].mean for name in bases), None)
     whole = {
-        name: sample.values
+        name: sample.mean
         for name, sample in methods.items()
-        if sample.scores and not sample.failed and name not in bases
+        if sample.mean is not None and not sample.failed and name not in bases
     }
     if base is None:
         return "the untouched base model has no score"
     if not whole:
         return "no method has all of its scores"
-    best = max(whole.values(), key=lambda values: float(values.mean()))
-    if len(best) == 1:
+    best = max(whole, key=lambda name: whole[name])
+    if len(methods[best].scores) == 1:
         return "the best method has one run, so nothing shows that it is above the base model"
-    low = (interval(best) or [float(best.mean())])[0]
-    if low <= base:
-        return "no method is shown to be above the untouched base model"
-    return base, float(best.mean())
+    scope = Scope(place.model, place.recipe, (place.task,), tuple(methods))
+    if best not in learned(places, scope, list(whole), bases[0], 0.0):
+        return "the best method is not shown to be above the untouched base model"
+    return base, whole[best]
 
 
 def _row(config: Config, name: str, places: dict[Place, Samples]) -> Row:

@@ -14,12 +14,14 @@ CELL, MOST = 27, 32  # pixels of a cell of the matrix, and methods in it
 WINS, LOSES = "#0072b2", "#d55e00"
 RANKING_CAPTIONS = {
     "ranking": "The ranking over several tasks: normalised interquartile mean, and probability "
-    "of improvement over LoRA and full fine-tuning, with 95 % stratified bootstrap intervals. "
-    "The upright line is an even chance. A mark without a bar has one run on some task.",
+    "of improvement over LoRA and full fine-tuning, with 95 % stratified bootstrap intervals, "
+    "which are too narrow with few seeds and so show no difference. The upright line is an even "
+    "chance. A mark without a bar has one run on some task.",
     "improvement": "Probability in percent that a run of the row's method scores higher than a "
     "run of the column's, averaged over the pairs of model and task that both were planned for. "
-    "Blue: the row wins; orange: the column. Bold: the 95 % interval does not hold 50. Empty: no "
-    "runs in common. More methods than fit are in tables/improvement.csv.",
+    "Blue: the row wins; orange: the column. Empty: no runs in common. No cell is "
+    "marked, since bootstrap intervals are too narrow with few seeds and the pairs are many. More "
+    "methods than fit are in tables/improvement.csv.",
 }
 
 
@@ -72,7 +74,7 @@ def _intervals(
         if estimate is not None
     ]
     y = alt.Y("method:N", title=None).scale(domain=order)
-    y = y.axis(labels=first, ticks=False, domain=False, grid=True)
+    y = y.axis(labels=first, ticks=False, domain=False, grid=True, labelPadding=8)
     x = alt.X("estimate:Q", title=title).axis(tickCount=5, format="~r")
     chance = title.startswith("P(")
     x = x.scale(domain=[0, 1]) if chance else x.scale(zero=False)
@@ -109,8 +111,6 @@ def _matrix(
             "interval": "one run"
             if estimate["interval"] is None
             else "{:.0f} to {:.0f} %".format(*(100 * end for end in estimate["interval"])),
-            "told": estimate["interval"] is not None
-            and not estimate["interval"][0] <= 0.5 <= estimate["interval"][1],
             "tasks": estimate["tasks"],
         }
         for (x, y), estimate in found.items()
@@ -131,11 +131,7 @@ def _matrix(
             opacity=alt.Opacity("lead:Q", legend=None).scale(domain=[0, 0.5], range=[0, 0.6]),
             tooltip=tooltip,
         ),
-        *(
-            alt.Chart(data([cell for cell in cells if cell["told"] == told]))
-            .encode(x=columns, y=rows)
-            .mark_text(fontSize=9.5, color=INK, fontWeight="bold" if told else "normal")
-            .encode(text=alt.Text("percent:Q", format=".0f"), tooltip=tooltip)
-            for told in (True, False)
+        chart.mark_text(fontSize=9.5, color=INK).encode(
+            text=alt.Text("percent:Q", format=".0f"), tooltip=tooltip
         ),
     )  # fmt: skip

@@ -58,6 +58,10 @@ class Sample:
     def mean(self) -> float | None:
         return float(self.values.mean()) if self.scores else None
 
+    @property
+    def planned(self) -> int:
+        return len(self.scores) + self.failed + self.absent
+
     def told(self) -> str:
         """What is missing of it; empty where nothing is."""
         counts = ((self.diverged, "diverged"), (self.undefined, "undefined"))
@@ -66,8 +70,8 @@ class Sample:
 
     def seeds(self) -> str:
         """'5', or '4 of 5'."""
-        planned = len(self.scores) + self.failed + self.absent
-        return str(planned) if planned == len(self.scores) else f"{len(self.scores)} of {planned}"
+        done = len(self.scores)
+        return str(done) if done == self.planned else f"{done} of {self.planned}"
 
 
 Samples = dict[str, Sample]  # by method, in the order of the configuration
@@ -184,10 +188,28 @@ def gap(places: dict[Place, Samples], scope: Scope, left: str, right: str) -> di
     The estimate is None without a seed that both have, the interval (Student's) where such seeds
     leave nothing to test.
     """
-    mine, others = (scores_over(places, scope, name) for name in (left, right))
-    gaps = np.array([mine[seed] - others[seed] for seed in mine if seed in others])
+    values = gaps(places, scope, left, right)
     return {
-        "estimate": float(gaps.mean()) if len(gaps) else None,
-        "interval": interval(gaps) if len(gaps) else None,
-        "n": len(gaps),
+        "estimate": float(values.mean()) if len(values) else None,
+        "interval": interval(values) if len(values) else None,
+        "n": len(values),
     }
+
+
+def gaps(places: dict[Place, Samples], scope: Scope, left: str, right: str) -> np.ndarray:
+    """The differences (seeds,) of one method's scores to another's, of the seeds that both have."""
+    mine, others = (scores_over(places, scope, name) for name in (left, right))
+    return np.array([mine[seed] - others[seed] for seed in mine if seed in others])
+
+
+def gains(places: dict[Place, Samples], scope: Scope, method: str, base: str) -> np.ndarray:
+    """What a method gained over the untouched model, (seeds,), in points.
+
+    A base model that is planned once, since nothing in it is drawn by seed, counts for every seed.
+    """
+    here = [places[Place(scope.model, task, scope.recipe)][base] for task in scope.tasks]
+    if any(sample.planned != 1 for sample in here):
+        return gaps(places, scope, method, base)
+    once = [score for sample in here for score in sample.scores.values()]
+    mine = scores_over(places, scope, method).values()
+    return np.array([score - np.mean(once) for score in mine if len(once) == len(here)])

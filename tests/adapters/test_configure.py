@@ -63,6 +63,28 @@ def test_dropout_means_the_only_field_of_that_kind() -> None:
         peft_config(resolved("loha", "encoder", dropout=0.5))
 
 
+# What PEFT has no way for on quantised weights, as runs of every method have shown: those that a
+# torch error ends, and those that compute something else (HRA, DEFT and PEANuT on int8, Uni-LoRA).
+FLOATING = (
+    *("pissa", "lora-orthogonal", "mica", "loha", "lokr", "hra", "psoft", "c3a", "delora", "deft"),
+    *("gralora", "glora", "peanut", "unilora", "tinylora", "frod", "adamss", "osf", "supertuning"),
+)
+
+
+@pytest.mark.parametrize("quantize", ["nf4", "int8"])
+def test_quantised_weights_are_refused_where_peft_cannot_adapt_them(quantize: str) -> None:
+    refused = set()
+    for name in TRAINED:
+        architecture = METHODS[name].get("applies_to", ["encoder"])[0]
+        at = {**resolved(name, architecture, quantize=quantize), "runtime": {"device": "cpu"}}
+        try:
+            peft_config(at)
+        except UsageError as error:
+            assert f"methods.{name}.settings.quantize is {quantize}, and PEFT" in str(error)
+            refused.add(name)
+    assert refused == {*FLOATING, *(["dora"] if quantize == "int8" else [])}
+
+
 @pytest.mark.parametrize(
     ("name", "setting", "nearest"),
     [

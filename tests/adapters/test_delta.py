@@ -381,6 +381,22 @@ def test_quantised_layers(quantization, method, tmp_path) -> None:
         assert type(model.merge_and_unload()[0]) is type(layer)
 
 
+@pytest.mark.parametrize("quantization", ["nf4", "int8"])
+def test_a_quantised_layer_can_be_merged_before_its_first_call(quantization) -> None:
+    pytest.importorskip("bitsandbytes")
+    torch.manual_seed(0)
+    layer = quantised(nn.Linear(64, 96), quantization)
+    dense, settings = dense_of(layer), DeltaConfig(target_modules=["0"], method="product")
+    model = get_peft_model(nn.Sequential(layer), settings).eval()
+    randomize(model)
+    (delta,) = deltas_of(model, "default")
+    with torch.no_grad():
+        again = dense_of(quantised(linear_of(delta(dense), layer.bias), quantization))
+        model.merge_adapter()
+        merged = dense_of(model.base_model.model[0].base_layer)
+    assert (merged - again).abs().max() <= 0.02 * float(again.abs().max())
+
+
 def dense_of(layer) -> torch.Tensor:
     """The weight that bitsandbytes multiplies by, from its own parts."""
     import bitsandbytes as bnb

@@ -415,7 +415,11 @@ def test_meta_and_fake_tensors_draw_nothing(llama, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("options", "what"),
     [
-        ({"max_rank": 3}, "max_rank is 3; allowed is at least r, 4"),
+        ({"max_rank": 3}, "max_rank is 3; allowed is at least the largest rank .* starts with, 4"),
+        (
+            {"max_rank": 6, "rank_pattern": {"query": 8}},
+            "max_rank is 6; .* starts with, 8 by r and",
+        ),
         ({"allocations": 0}, "allocations is 0; allowed: a positive integer"),
         ({"warmup_share": 0.7}, "warmup_share is 0.7 and final_share 0.6; allowed"),
         ({"smoothing": 1}, r"smoothing is 1; allowed: a number in \[0, 1\)"),

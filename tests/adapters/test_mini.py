@@ -134,7 +134,7 @@ def test_gradients_are_those_of_autograd(
     gradients = torch.autograd.grad(expected.square().sum(), leaves)
     for ours, theirs in zip(trained, gradients, strict=True):
         # frozen values are float32
-        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 def test_with_identities_outside_it_is_lora(monkeypatch: pytest.MonkeyPatch) -> None:

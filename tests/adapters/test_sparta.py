@@ -226,6 +226,30 @@ def test_the_probability_by_hand(roberta) -> None:
     adapt(roberta, target_modules=None, density=None, sparsity=fits)
 
 
+def test_settings_that_serve_two_models_give_each_its_own_share(roberta, tmp_path) -> None:
+    shared = SpartaConfig(task_type="SEQ_CLS", sparsity=0.95)
+    small = get_peft_model(roberta.model(), shared)
+    grown = roberta.model()
+    grown.resize_token_embeddings(640)
+    large = get_peft_model(grown, shared)
+    shares = [model.peft_config["default"].density for model in (small, large)]
+    added = (640 - 64) * 16
+    assert shared.density is None
+    assert shares[1] - shares[0] == pytest.approx(0.05 * added / (4 * (16 * 16 + 16)), rel=1e-9)
+    small.save_pretrained(tmp_path)  # after the other was made
+    assert SpartaConfig.from_pretrained(tmp_path).density == shares[0]
+
+
+def test_the_output_layer_of_a_llama_is_a_head(llama) -> None:
+    """Its own 64 x 16 numbers, untied from the embeddings, count in no share."""
+    settings = SpartaConfig(task_type="CAUSAL_LM", sparsity=0.9)
+    model = llama.model()
+    assert model.lm_head.weight is not model.model.embed_tokens.weight
+    below = 64 * 16 + 16 + 2 * (4 * 16 * 16 + 3 * 16 * 32 + 2 * 16)
+    found = get_peft_model(model, settings).peft_config["default"].density
+    assert found == pytest.approx(0.1 * below / (2 * 2 * 16 * 16), rel=1e-12)
+
+
 def test_a_second_adapter_and_a_reload_see_the_same_model(roberta, tmp_path) -> None:
     options = {"target_modules": None, "density": None, "sparsity": 0.9}
     model = adapt(roberta, **options)

@@ -9,6 +9,7 @@ from lorasp.adapters.configure import peft_config
 from lorasp.claims import load_claims
 from lorasp.claims.applied import trained, trained_count
 from lorasp.claims.audit import audit
+from lorasp.claims.limits import bounds_of
 from lorasp.claims.printed import Outcome
 from lorasp.config import resolve_method
 from lorasp.errors import WorkError
@@ -71,6 +72,24 @@ def test_up_to_the_bound_holds() -> None:
     assert outcome.found.endswith("what counts is 1.10 or less")
 
 
+@pytest.mark.parametrize(("rank", "verdict"), [(18, "not reproduced"), (16, "reproduced"), (4, "")])
+def test_as_many_is_neither_more_nor_fewer(rank: int, verdict: str) -> None:
+    """Of a quarter as many a claim of 'as many' is no more true than of 1.125 times as many."""
+    side = {"method": "lora", "settings": {"rank": rank}}
+    outcome = check(left=side, margin="tenth", test="equal", models=["t5-base", "t5-large"])
+    assert outcome.verdict == (verdict or "not reproduced")
+    assert outcome.found.endswith("what counts is 0.90 to 1.10")
+
+
+def test_exactly_a_tenth_is_no_more_than_a_tenth() -> None:
+    """1 - 0.9 is 0.09999999999999998, which a tenth is above; a hair more is not a tenth."""
+    document = {"margins": {"small": {"value": 0.9}}}
+    for rank, verdict in ((2, "reproduced"), (3, "not reproduced")):
+        sides = [{"method": "lora", "settings": {"rank": size}} for size in (rank, 20)]
+        given: dict[str, Any] = {"left": sides[0], "right": sides[1], "models": ["t5-base"]}
+        assert trained(document, {}, **given, margin="small").verdict == verdict
+
+
 def test_the_worst_model_decides_or_the_best_where_one_is_enough() -> None:
     # full fine-tuning trains a larger multiple of LoRA's count on llama-7b than on t5-base
     sides: dict[str, Any] = {"left": "lora", "right": "ft", "models": ["t5-base", "llama-7b"]}
@@ -98,7 +117,7 @@ def test_other_settings_and_methods_are_told_and_decide_nothing() -> None:
     ("arguments", "message"),
     [
         ({"margin": "x"}, "margin is 'x'; allowed are half and tenth"),
-        ({"test": "equal"}, "test is 'equal'; allowed are less and at_most"),
+        ({"test": "more"}, "test is 'more'; allowed are less, at_most and equal"),
         ({"models": ["bert"]}, "'bert' is not in public_models.yaml; known are roberta-base"),
         ({"left": {"rank": 8}}, "a side is .*; allowed are a method, or method with settings"),
         ({"left": {"method": "lora", "settings": {"depth": 3}}}, "lora on t5-base: .*no depth"),
@@ -169,3 +188,20 @@ def test_what_is_assumed_of_a_peer_is_what_its_method_does(paper: str) -> None:
     assert set(told) == own - {"targets", "selection_seed"}
     for name, value in told.items():
         assert getattr(made, FIELDS.get(name, name)) == value
+
+
+@pytest.mark.parametrize(
+    ("claim", "ratio", "verdict"),
+    [
+        ("resource.trainable.ft", 0.9, "not reproduced"),  # no small proportion
+        ("resource.trainable.ft", 0.1, "reproduced"),
+        ("resource.trainable.equal", 0.1, "not reproduced"),  # not as many
+        ("resource.trainable.equal", 1.02, "not reproduced"),
+        ("resource.trainable.equal", 0.995, "reproduced"),
+    ],
+)
+def test_spartas_words_are_held_to_what_they_say(claim: str, ratio: float, verdict: str) -> None:
+    document = load_claims("sparta_2025")
+    entry = next(one for one in document["claims"] if one["id"] == claim)
+    bounds = bounds_of(entry["test"], document["margins"][entry["margin"]]["value"])
+    assert bounds.verdict(ratio, ratio) == verdict

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from small import write_paper
 
 from lorasp.claims import PAPER, audit, claims_file, load_claims, shipped
 from lorasp.cli import main
@@ -193,3 +194,21 @@ def test_a_table_that_adds_up_is_reproduced(tmp_path: Path) -> None:
     file.write_text(yaml.safe_dump(document, allow_unicode=True))
     verdicts = {f["id"]: f["verdict"] for f in audit.audit([str(file)]) if "sum" in f["id"]}
     assert set(verdicts.values()) == {"reproduced"} and len(verdicts) == 3
+
+
+def test_a_finding_on_a_method_that_is_our_reading_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check = {"name": "trained", "left": "lora-half", "right": "lora", "models": ["t5-base"]}
+    name = write_paper(
+        tmp_path,
+        {
+            "id": "count", "kind": "resource", "where": "abstract", "printed": "fewer",
+            "margin": "tenth", "check": check | {"margin": "tenth"},
+        },
+    )  # fmt: skip
+    (plain,) = audit.audit([name])
+    ours = {"lora": {"label": "LoRA", "interpretation": "We read it so."}}
+    monkeypatch.setattr("lorasp.claims.audit.table", lambda: ours)
+    (read,) = audit.audit([name])
+    assert read["found"] == f"{plain['found']}. LoRA is an interpretation: We read it so."

@@ -124,7 +124,7 @@ def test_what_is_missing_is_not_run_and_says_the_command() -> None:
     [
         ({"measure": "speed"}, "measure is 'speed'; allowed are peak, activations, states"),
         ({"margin": "half"}, "margin is 'half'; allowed are tenth"),
-        ({"test": "more"}, "test is 'more'; allowed are less and at_most"),
+        ({"test": "more"}, "test is 'more'; allowed are less, at_most and equal"),
         ({"left": {"quantize": "nf4"}}, "allowed are a method, or method with quantize and rec"),
         ({"left": {"method": "lora", "rank": "8"}}, "allowed are a method"),
     ],

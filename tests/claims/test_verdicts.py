@@ -382,6 +382,28 @@ def test_at_most_allows_the_margin_above(tmp_path: Path, left: int, verdict: str
 
 
 @pytest.mark.parametrize(
+    ("left", "verdict"),
+    [(900, "reproduced"), (1100, "reproduced"), (899, "not reproduced"), (1101, "not reproduced")],
+)
+def test_equal_allows_the_margin_either_way(tmp_path: Path, left: int, verdict: str) -> None:
+    measured = profiles(
+        {"method": "lora-sp", "peak_memory": left}, {"method": "lora", "peak_memory": 1000}
+    )
+    found = one(resource(test="equal"), tmp_path, measured=measured)
+    assert found["verdict"] == verdict and found["because"].endswith("needs 0.900 to 1.100.")
+
+
+def test_exactly_on_the_bound_holds_though_it_is_no_binary_fraction(tmp_path: Path) -> None:
+    path = Path(write_paper(tmp_path, resource()))
+    path.write_text(path.read_text().replace("value: 0.1", "value: 0.9"))
+    for memory, verdict in ((100, "reproduced"), (101, "not reproduced")):
+        measured = profiles(
+            {"method": "lora-sp", "peak_memory": memory}, {"method": "lora", "peak_memory": 1000}
+        )
+        assert verdicts(str(path), config(), measured=measured)["claim"]["verdict"] == verdict
+
+
+@pytest.mark.parametrize(
     ("quartiles", "verdict"),
     [((0.97, 1.03), "inconclusive"), ((1.11, 1.2), "not reproduced"), ((0.9, 1.09), "reproduced")],
 )
@@ -411,6 +433,10 @@ def test_a_reading_of_ours_is_told_with_every_verdict_that_rests_on_it(tmp_path:
     assert swapped["because"].endswith(told)
     assert told not in one(relation(left="lora"), tmp_path, results(), config=ours)["because"]
     assert told not in one(relation(), tmp_path, results())["because"]
+    tuned = {key.replace("stated", "tuned"): values for key, values in results().items()}
+    both = one(relation(), tmp_path, results() | tuned, config=ours)
+    (other,) = both["others"]
+    assert other["recipe"] == "tuned" and other["because"].endswith(told)
     assert told not in one(relation(tasks=["rte"]), tmp_path, config=ours)["because"]  # not run
     measured = profiles(
         {"method": "lora-sp", "peak_memory": 80}, {"method": "lora", "peak_memory": 100}

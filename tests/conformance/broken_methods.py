@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lorasp import Delta
+from lorasp.profiling.fake import Fake
 
 
 class Sound(Delta):
@@ -45,7 +46,7 @@ class DrawsByChance(Sound):
 
     def __init__(self, out_features, in_features, generator):
         super().__init__(out_features, in_features, generator)
-        self.register_buffer("scale", torch.tensor(1 + random.random()))
+        self.register_buffer("scale", torch.tensor(1 + random.SystemRandom().random()))
 
     def forward(self, weight):
         return weight + self.mix @ self.rows * self.scale
@@ -108,3 +109,66 @@ class CountsItsCalls(Sound):
         self.calls += self.training
         change = self.mix @ self.rows
         return weight + change * (1 + 0.1 * self.calls * self.training)
+
+
+class Swapped(Sound):
+    """Inputs and outputs in each other's place: in a square matrix it is sound."""
+
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(in_features, out_features, generator)
+
+
+class MovesItOnce(Sound):
+    """What is done to the base before the first step is not there to be seen in the steps."""
+
+    moved = False
+
+    def forward(self, weight):
+        if not self.moved:
+            weight.data.mul_(1 + 1e-4)
+        self.moved = True
+        return super().forward(weight)
+
+
+class IsNotANumber(Sound):
+    def forward(self, weight):
+        return super().forward(weight) * float("nan")
+
+
+class IsNotSized(Sound):
+    """Its size scales nothing: the rank is another setting."""
+
+    size = "strength"
+
+    def __init__(self, out_features, in_features, generator, rank=4, strength=1.0):
+        super().__init__(out_features, in_features, generator, rank)
+
+
+class Shrinks(Sound):
+    size = "rank"
+
+    def __init__(self, out_features, in_features, generator, rank=4):
+        super().__init__(out_features, in_features, generator, 64 // rank)
+
+
+class LooksAtValues(Sound):
+    def forward(self, weight):
+        if float(weight.sum()) > 0:
+            return super().forward(weight)
+        return super().forward(weight)
+
+
+class CannotBeSimulated(Sound):
+    """It works on numbers alone, and its error is one of its own."""
+
+    def forward(self, weight):
+        if isinstance(weight, Fake):
+            raise KeyError("of its own making")
+        return super().forward(weight)
+
+
+class FailsOnceTrained(Sound):
+    def forward(self, weight):
+        if not self.training and self.mix.detach().any():
+            raise RuntimeError("no evaluation here")
+        return super().forward(weight)

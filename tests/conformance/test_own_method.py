@@ -16,15 +16,17 @@ import yaml
 
 from lorasp import plugins
 from lorasp.cli import main
-from lorasp.config import decisive, load_config, parse_cell, resolve, resolve_method
+from lorasp.config import decisive, decisive_step, load_config, parse_cell, resolve, resolve_method
 from lorasp.data.prepare import prepare_dataset, prepare_model, prepare_tokens
 from lorasp.errors import UsageError
 from lorasp.methods import table
 from lorasp.new_method import write_project
+from lorasp.profiling import simulations
 from lorasp.results import read_json
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "own-method.md").read_text()
+SHAPE = {"batch": 2, "length": 8}
 RUN = {"model": "roberta-tiny", "task": "mrpc", "method": "random-rows", "recipe": "tuned"}
 
 
@@ -55,7 +57,7 @@ def test_the_page_s_method_passes_the_checks(
 ) -> None:
     assert main(["methods", "check", "random-rows", "--config", "config/own.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {one["outcome"] for one in found} == {"passed"} and len(found) == 3 * 17
+    assert {one["outcome"] for one in found} == {"passed"} and len(found) == 3 * 18
     assert {one["method"] for one in found} == {"random-rows"}
 
 
@@ -100,10 +102,21 @@ def test_what_the_class_says_is_in_the_table_and_the_entry_wins(project: Path) -
 def test_a_changed_file_trains_again(project: Path) -> None:
     config = load_config(Path("config/own.yaml"))
     cell = parse_cell(config, {**RUN, "seed": 0})
-    before = decisive("train", resolve(config, cell))
+    config["models"]["roberta-tiny"]["runtime"] = {"precision": "bf16"}
+
+    def values() -> list[Any]:
+        step = decisive_step(config, "roberta-tiny", "random-rows")
+        assert step["runtime"]["precision"] == "bf16" and step["method"]["family"] == "DELTA"
+        simulated = simulations._question(resolve(config, cell) | {"profile": SHAPE}, None)
+        return [decisive("train", resolve(config, cell)), step, simulated]
+
+    before = values()
     file = project / "methods" / "random_rows.py"
     file.write_text(file.read_text().replace("rank=8", "rank=6"))
-    assert decisive("train", resolve(config, cell)) != before
+    assert [old == new for old, new in zip(before, values(), strict=True)] == 3 * [False]
+    config["models"]["roberta-tiny"]["runtime"] = {"precision": "fp32"}
+    step = decisive_step(config, "roberta-tiny", "random-rows")
+    assert step["runtime"]["precision"] == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ def test_the_template_is_installed_listed_checked_and_trained(
     assert "'entry_point': 'my-own'" in shown and "'settings': {'rank': 8}" in shown
     prepared()
     line = [f"--{key}={value}" for key, value in {**RUN, "method": "my-own", "seed": 0}.items()]
-    commands = (["methods", "check", "my-own"], ["train", "--config=config/own.yaml", *line])
+    commands = (["train", "--config=config/own.yaml", *line],)
     tests = "assert pytest.main(['-q', '-p', 'no:cacheprovider', 'mine']) == 0"
     calls = "; ".join(f"assert main({command}) == 0" for command in commands)
     shown = run("-c", f"import pytest; from lorasp.cli import main; {calls}; {tests}", env=place)
@@ -263,12 +276,78 @@ def test_a_broken_package_hurts_no_other(
     assert found["good"]["settings"] == {"rank": 8} and found["lora"]["family"] == "LORA"
     assert found["good"]["source"].startswith("W + M R")
     assert "goodone" not in sys.modules and "badone" not in sys.modules  # nothing is imported
-    (sentence,) = plugins.taken(found)
+    (sentence,) = plugins.left_out(found)
     assert "the entry point lora (badone:Mine) is left out" in sentence
     assert main(["methods", "check", "bad", "gone"]) == 1
     shown = capsys.readouterr()
     assert "badone.py, line 1: ValueError: no GPU" in shown.out.replace("\n    ", " ")
     assert "2 of 2 methods failed: bad, gone" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("point", "source", "words"),
+    [
+        ("my method = oddone:Mine", "class Mine: ...", "my method"),
+        ("../evil = oddone:Mine", "class Mine: ...", "../evil"),
+        ("odd = oddone:Mine", "class Mine:\n    label = 5", "odd.label: 5 is not of type"),
+        ("odd = oddone:Mine", "class Mine:\n    limits = 'x'", "odd.limits: 'x' is not"),
+        ("odd = oddone:Mine", "class Mine:\n    limits = {'builds': 'x'}", "'builds' is not one"),
+        ("odd = oddone:Mine", "class Mine:\n    size = ''", "odd.size: '' should be non-empty"),
+    ],
+)
+def test_what_no_table_could_hold_is_left_out_with_a_sentence(
+    project: Path, monkeypatch: pytest.MonkeyPatch, point: str, source: str, words: str
+) -> None:
+    offer(project / "site", "oddone", f"{point}\ngood = oddone:Good", f"{source}\nclass Good: ...")
+    monkeypatch.syspath_prepend(project / "site")
+    found = load_config(Path("config/own.yaml"))["methods"]
+    assert "good" in found and point.partition(" =")[0] not in found
+    (sentence,) = plugins.left_out(found)
+    assert words in sentence and "its author has to mend it" in sentence
+
+
+@pytest.mark.parametrize(
+    ("value", "source", "words"),
+    [
+        ("1 2 3", "", "allowed is MODULE:CLASS"),
+        ("__main__:Mine", "", "cannot be imported"),
+        ("oddtwo:Mine", "class Mine:\n    limits = {[]: 1}\n    size = {1}", "unhashable"),
+        ("oddtwo:Mine", "(" * 1000, "SyntaxError|MemoryError"),
+    ],
+)
+def test_an_odd_entry_point_is_told_when_it_is_loaded(
+    project: Path, monkeypatch: pytest.MonkeyPatch, value: str, source: str, words: str
+) -> None:
+    from lorasp.adapters.own import load
+
+    offer(project / "site", "oddtwo", f"odd = {value}", source)
+    monkeypatch.syspath_prepend(project / "site")
+    monkeypatch.delitem(sys.modules, "oddtwo", raising=False)
+    config = load_config(Path("config/own.yaml"))
+    assert "limits" not in config["methods"]["odd"] and plugins.left_out(config["methods"]) == []
+    with pytest.raises(UsageError, match=words):
+        load(resolve_method(config, "odd"))
+
+
+def test_a_changed_file_of_a_package_trains_again(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another module of it than the one that has the class, listed or below the class's folder."""
+    site = project / "site"
+    offer(site, "packed", "packed = packed:Mine")
+    (site / "packed").mkdir()
+    (site / "packed" / "__init__.py").write_text("class Mine: ...")
+    (site / "packed" / "inner.py").write_text("A = 1")
+    (site / "beside.py").write_text("B = 1")
+    (site / "packed-1.0.dist-info" / "RECORD").write_text("beside.py,,\n")
+    monkeypatch.syspath_prepend(site)
+    seen = [resolve_method({"methods": table()}, "packed")["code_sha256"]]
+    for file in ("packed/inner.py", "beside.py", "packed/__init__.py"):
+        (site / file).write_text(f"class Mine: '{file}'")
+        seen.append(resolve_method({"methods": table()}, "packed")["code_sha256"])
+    (site / "packed-1.0.dist-info" / "METADATA").write_text("Name: packed\nVersion: 1.1\n")
+    seen.append(resolve_method({"methods": table()}, "packed")["code_sha256"])
+    assert len(set(seen)) == len(seen) == 5
 
 
 def test_two_packages_with_one_name_are_told(

@@ -228,7 +228,7 @@ def test_options_of_a_reader_are_checked(config: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match=r"datasets.x.source.options: .*label.*"):
         prepare_dataset(config, "x")
     source["reader"] = "reviews"
-    with pytest.raises(UsageError, match=r"'reviews' is unknown; known are evals-instructions, .*"):
+    with pytest.raises(UsageError, match=r"'reviews' is unknown; known are hutto-reviews, .*"):
         prepare_dataset(config, "x")
 
 

@@ -14,6 +14,7 @@ from lorasp.data.tiny_models import CLASSES, SIZES
 from lorasp.errors import UsageError
 from lorasp.methods import table
 from lorasp.models import load_model
+from lorasp.profiling import schedule
 from lorasp.profiling.simulate import simulate
 from lorasp.profiling.step import batch_shapes, counted_step, optimizer_of, ready, training_step
 from lorasp.profiling.storage import KINDS, PHASES
@@ -103,14 +104,20 @@ def step_of(architecture: str, **settings: Any) -> dict[str, Any]:
 
 
 def warm(resolved: dict[str, Any], folder: Path) -> tuple[Any, Any, dict[str, torch.Tensor]]:
-    """A real model, its optimizer after one step, and a batch: random tokens without padding."""
+    """A real model, its optimizer after one step, and a batch: random tokens without padding.
+
+    The next step is one that measures, of a method that does.
+    """
     network = ready(apply_method(load_model(resolved, folder), resolved), resolved)
     optimizer = optimizer_of(network, resolved, fused=False)
     batch = {
         name: torch.randint(3, classes, shape) if classes > 3 else torch.zeros(shape).long()
         for name, (shape, classes) in batch_shapes(network, resolved).items()
     }
-    training_step(network, optimizer, batch, resolved)
+    schedule.begin(network, optimizer)
+    number = schedule.without_values(network)
+    before = None if number is None else schedule.leading_to(network, number)
+    training_step(network, optimizer, batch, resolved, number=before)
     optimizer.zero_grad()
     return network, optimizer, batch
 
@@ -118,7 +125,8 @@ def warm(resolved: dict[str, Any], folder: Path) -> tuple[Any, Any, dict[str, to
 def measured(resolved: dict[str, Any], folder: Path) -> dict[str, Any]:
     """What `simulate` returns, of a real step on real numbers."""
     network, optimizer, batch = warm(resolved, folder)
-    step = counted_step(network, optimizer, batch, resolved)
+    number = schedule.without_values(network)
+    step = counted_step(network, optimizer, batch, resolved, number)
     return step | {"parameters": count_parameters(network)}
 
 

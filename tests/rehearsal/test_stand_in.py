@@ -275,7 +275,10 @@ def test_the_rehearsal_differs_from_the_paper_in_what_it_says_and_no_more() -> N
     paper, rehearsal = (load_config(ROOT / "config" / f"{n}.yaml") for n in ("paper", "rehearse"))
     found = difference(paper, rehearsal)
     assert found.pop("no_result").startswith("Rehearsal. Random models")
+    swept = [name for name in rehearsal["recipes"] if name.startswith("tuned.")]
+    assert len(swept) == 4
     assert found == {
+        **{f"recipes.{name}.max_steps": 2 for name in swept},
         "scale": "rehearse",
         "data_dir": "data/rehearsal",  # apart from the real files of the same names
         "runtime.device": "cpu",

@@ -1,6 +1,7 @@
 """The ranking of methods: measures against slow references and closed forms, and planted runs."""
 
 import itertools
+import json
 import math
 import random
 from pathlib import Path
@@ -19,7 +20,8 @@ from lorasp.report.measures import (
     normalised,
     standing,
 )
-from lorasp.report.ranking import pairs, ranking_frame, rankings, scale
+from lorasp.report.ranking import NOTES, pairs, ranking_frame, rankings, scale
+from lorasp.report.ranking_figures import RANKING_CAPTIONS, draw_ranking
 from lorasp.report.scopes import Place, samples, shared
 
 Scores = dict[str, list[float | None]]  # None: that seed diverged; a shorter list: not run
@@ -225,14 +227,56 @@ def test_a_task_that_shows_no_gain_over_the_base_has_no_scale() -> None:
     places = samples(config, collect(config))
     over_all, *_ = rankings(config, places)
     (why,) = over_all["left_out"]
-    assert why == "roberta-tiny, rte: no method is shown to be above the untouched base model"
+    assert why == (
+        "roberta-tiny, rte: the best method is not shown to be above the untouched base model"
+    )
     found = {row["method"]: row for row in over_all["rows"]}
     assert found["ft"]["mean"] == pytest.approx((81 - 50) / (91 - 50))
-    sst2 = places[Place("roberta-tiny", "sst2", "stated")]
-    assert scale(config, sst2) == (50.0, 91.0)
-    assert scale(config, {"ft": sst2["ft"]}) == "the untouched base model has no score"
-    assert "one run" in str(scale(config, {"base": sst2["base"], "lora-sp": sst2["lora-sp"]}))
-    assert "no method has" in str(scale(config, {"base": sst2["base"]}))
+    place = Place("roberta-tiny", "sst2", "stated")
+
+    def of(*names: str) -> tuple[float, float] | str:
+        return scale(config, {place: {name: places[place][name] for name in names}}, place)
+
+    assert scale(config, places, place) == (50.0, 91.0)
+    assert of("ft") == "the untouched base model has no score"
+    assert "one run" in str(of("base", "lora-sp"))
+    assert "no method has" in str(of("base"))
+
+
+def test_a_scale_needs_a_gain_over_the_base_that_is_tested_by_seed() -> None:
+    """Neither a base that varies as much itself nor seeds that do not differ give a scale."""
+    drawn: Scores = {"base": [40.0, 50.0, 60.0], "ft": [62.0, 60.0, 61.0]}
+    paired: Scores = {"base": [40.0, 50.0, 60.0], "ft": [45.0, 54.9, 65.1]}
+    alike: Scores = {"base": [50.0, 50.0, 50.0], "ft": [60.0, 60.0, 60.0]}
+    once: Scores = {"base": [50.0], "ft": [62.0, 60.0, 61.0]}
+    config = planted({"sst2": drawn, "rte": paired, "mrpc": alike, "qnli": once})
+    for group in config["experiments"]:
+        if group["tasks"] == ["qnli"] and group["methods"] == ["base"]:
+            group["seeds"] = [0]  # nothing in it is drawn, so that one run counts for every seed
+    places = samples(config, collect(config))
+    found = {place.task: scale(config, places, place) for place in places}
+    unshown = "the best method is not shown to be above the untouched base model"
+    assert found["sst2"] == unshown and found["mrpc"] == unshown
+    assert found["rte"] == (50.0, 55.0) and found["qnli"] == (50.0, 61.0)
+
+
+def test_of_fewer_than_four_runs_there_is_no_interquartile_mean() -> None:
+    single: Scores = {"base": [50.0, 50.0], "ft": [80.0, 81.0]}
+    noisy: Scores = {"base": [50.0, 50.0], "ft": [40.0, 61.0]}
+    frames = []
+    for tasks in ({"sst2": single, "rte": single}, {"sst2": single, "rte": noisy}):
+        config = planted(tasks, planned=2)
+        frames.append({row["Method"]: row["IQM"] for row in ranked(config)})
+    assert frames[0]["FT"].startswith("1.00 [") and frames[1]["FT"] == "none"
+
+
+def test_the_matrix_marks_no_pair_as_told_apart() -> None:
+    """Bootstrap intervals of three runs leave out an even chance in a fifth of all null pairs."""
+    config = planted({"sst2": SST2})
+    places = samples(config, collect(config))
+    chart = draw_ranking(config, rankings(config, places), pairs(places, "stated"), "")
+    assert "bold" not in json.dumps(chart["improvement"].to_dict()["concat"][0]["layer"])
+    assert "too narrow" in RANKING_CAPTIONS["improvement"] and "too narrow" in " ".join(NOTES)
 
 
 def test_every_pair_is_compared_both_ways_on_what_both_have() -> None:

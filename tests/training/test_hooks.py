@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from parts import assert_same, resumed, start, wait
+from peft import AdaLoraConfig, get_peft_model
 from runs import Run, adapter_of
 from test_resume import KILLED, dies_in
 from transformers import TrainerCallback
@@ -15,6 +16,7 @@ from transformers import TrainerCallback
 from lorasp.adapters import hooks
 from lorasp.config import Config
 from lorasp.errors import UsageError
+from lorasp.methods import table
 from lorasp.training import train
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -148,6 +150,21 @@ def test_a_stays_where_it_is_with_lora_fa(run: Run) -> None:
     # q and v of two layers of width 32, and the head
     head = sum(value.numel() for name, value in one.items() if "classifier" in name)
     assert first["parameters"]["trainable"] == 4 * 4 * 32 + head
+
+
+@pytest.mark.parametrize(("total", "steps"), [(2, (0, 0)), (10, (1, 3)), (145, (14, 43))])
+def test_adalora_warms_up_and_ends_its_schedule_at_shares_of_the_run(
+    total: int, steps: tuple[int, int]
+) -> None:
+    entry = table()["adalora"]
+    settings = AdaLoraConfig(target_modules=["0"], **entry["settings"])
+    model = get_peft_model(torch.nn.Sequential(torch.nn.Linear(32, 32)), settings)
+    hooks.begin(model, torch.optim.AdamW(model.parameters()), total)
+    config = model.peft_config["default"]
+    assert (config.tinit, config.tfinal, config.total_step) == (*steps, total)
+    budgets = [model.base_model.rankallocator.budget_schedule(n)[0] for n in range(1, total + 1)]
+    assert budgets[: steps[0]] == [24] * steps[0] and budgets == sorted(budgets, reverse=True)
+    assert budgets[total - steps[1] - 1 :] == [16] * (steps[1] + 1)
 
 
 @pytest.mark.parametrize(

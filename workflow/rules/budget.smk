@@ -5,6 +5,7 @@ rule budget:
     input:
         model=task_model,
         profiles=budget_profiles,
+        tokens=budget_tokens,
     output:
         f"{RESULTS}/budget/{{model}}/{{method}}.json",
     log:
@@ -16,7 +17,7 @@ rule budget:
     params:
         config=CONFIG_FILE,
         values=budget_values,
-        code=stage_code(*steps.CODE, "budgets"),
+        code=stage_code(*steps.CODE, "budgets", "budget_steps"),
         libraries=steps.libraries(),
     shell:
         "python -m lorasp budget --config {params.config} --model {wildcards.model}"

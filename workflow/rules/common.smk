@@ -5,8 +5,8 @@ from pathlib import Path
 
 from lorasp import budgets, gpus, public_models
 from lorasp.claims import claims_file
-from lorasp.config import Cell, cells, data_folder, decisive, load_config, resolve
-from lorasp.config import resolve_task, stage_code, text_of
+from lorasp.config import Cell, cells, data_folder, decisive, decisive_step, load_config
+from lorasp.config import resolve, resolve_task, stage_code, text_of
 from lorasp.data.folders import forget_damaged
 from lorasp.doctor import examine, refusal
 from lorasp.errors import UsageError
@@ -187,15 +187,7 @@ def task_datasets(wildcards):
 
 
 def profile_values(wildcards):
-    chosen = [cell for cell in CONFIG["profile"]["cells"] if cell["model"] == wildcards.model]
-    method = CONFIG["methods"][wildcards.method]
-    steps = {key: CONFIG["profile"][key] for key in ("warmup", "repeats")}
-    return {
-        **steps,
-        "cells": chosen,
-        "family": method["family"],
-        "settings": method.get("settings"),
-    }
+    return decisive_step(CONFIG, wildcards.model, wildcards.method)
 
 
 # Methods that are to have what another one has: their size or steps are fitted first.
@@ -213,6 +205,15 @@ def size_of(wildcards):
 
 def budget_profiles(wildcards):
     return budgets.profiles(CONFIG, wildcards.model, wildcards.method)
+
+
+def budget_tokens(wildcards):
+    # in whole steps of so many rows two times are compared, in all runs, whatever `only` says
+    if "time" not in CONFIG["methods"][wildcards.method].get("match", {}):
+        return []
+    names = {"model": wildcards.model, "method": wildcards.method}
+    runs = [run for run in cells(CONFIG) if names.items() <= vars(run).items()]
+    return sorted({DATA / "tokens" / run.model / run.task / "manifest.json" for run in runs})
 
 
 def budget_values(wildcards):

@@ -1,4 +1,4 @@
-"""Every method of the table on RoBERTa's and LLaMA's shapes; T5's are in test_methods_t5.py."""
+"""Every method of the table on RoBERTa's and LLaMA's shapes; T5's are in test_conformance_t5.py."""
 
 import pytest
 

@@ -1,7 +1,7 @@
 """Every method of the table on T5's shape, in a file of its own for another process to run."""
 
 import pytest
-from test_methods import TABLE, failures
+from test_conformance import TABLE, failures
 
 
 @pytest.mark.parametrize("name", TABLE)

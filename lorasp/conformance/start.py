@@ -173,7 +173,9 @@ def has_costs(subject: Subject) -> str:
         if not isinstance(error.__cause__, VALUES_WANTED):
             raise
         raise NotApplicable("it looks at values of weights, and the simulator has none") from error
-    real = count_parameters(subject.fresh)["trainable"]
+    model = subject.built()
+    subject.optimizer(model)  # LoRA-FA's freezes A
+    real = count_parameters(model)["trainable"]
     if found["parameters"]["trainable"] != real:
         raise Failed(
             f"expected {real:,} trained parameters in the simulated step, found "

@@ -135,7 +135,8 @@ def test_function_and_gradients_equal_the_dense_reference(
     train_like = torch.Generator().manual_seed(0)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.data.copy_(torch.randn(parameter.shape, generator=train_like))
+            # small, or tanh is so flat that in bfloat16 its slope is rounding alone
+            parameter.data.copy_(0.3 * torch.randn(parameter.shape, generator=train_like))
     x = torch.randn(4, sizes[0], generator=train_like).to(dtype)
     out = model(x)
     out.square().sum().backward()

@@ -275,10 +275,17 @@ def answers(
         import lorasp.profiling.simulations  # noqa: F401  # once, before the processes fork
 
         # left early, it ends its processes, which an executor would wait for
-        with get_context("fork").Pool(workers) as pool:
+        with get_context("fork").Pool(workers, initializer=_on_one_thread) as pool:
             found = list(_shown(pool.imap(_answer, calls), len(calls)))
     keys = [(question.model, question.method, question.length) for question in questions]
     return dict(zip(keys, found, strict=True))
+
+
+def _on_one_thread() -> None:
+    """OpenMP's threads are not in a forked process: one that asks for them waits for ever."""
+    import torch
+
+    torch.set_num_threads(1)
 
 
 def _answer(call: tuple[Config, Question, Shape, Device]) -> Answer:

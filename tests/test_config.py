@@ -59,9 +59,9 @@ def test_the_number_of_runs_of_the_paper() -> None:
 
     Then 2 models each for one task of translation and one of instructions, 3 seeds, of which the
     base model has one: nothing in it is drawn. The sweeps: 5 ranks and 3 densities more by 5 rates,
-    3 seeds, of which the plain method at its own rate is among the others. The peers: 4 methods by 2
-    recipes on all of GLUE, 5 seeds, and on translation and instructions, 3 seeds. 22 other methods
-    on one task, 5 seeds.
+    3 seeds, of which the plain method at its own rate is among the others. The peers: 4 methods by
+    2 recipes on all of GLUE, 5 seeds, and on translation and instructions, 3 seeds. 22 other
+    methods on one task, 5 seeds.
     """
     tables = 2 * 8 * 5 * (5 * 2 + 1) + 2 * 2 * (3 * 5 * 2 + 1)
     sweeps, peers = 3 * ((5 + 3) * 5 - 1), 4 * 2 * (8 * 5 + 2 * 3)

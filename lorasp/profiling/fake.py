@@ -66,8 +66,6 @@ class FakeMode(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
-            return True  # PEFT's LoHa asks so whether a module is kept, where none is dropped
         held: Held = {}
         inputs = [_bare(value, held) for value in args]
         named = {name: _bare(value, held) for name, value in kwargs.items()} if kwargs else {}

@@ -14,6 +14,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 import torch.nn.functional as F
+from peft.tuners.lycoris_utils import LycorisLayer
 from torch import nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException
 from transformers import AutoConfig
@@ -58,6 +59,7 @@ def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
     resolved["runtime"]["device"] = "cpu"  # as fake tensors are without a CUDA build of torch
     try:
         network = ready(adapted(resolved, folder), resolved)
+        keep_every_module(network)
         with values_unseen(), operators_of_cuda() if fused else nullcontext():
             materialise(network)
             optimizer = optimizer_of(network, resolved, fused)
@@ -81,6 +83,19 @@ def simulate(resolved: Resolved, folder: Path | None = None) -> dict[str, Any]:
             f"method {resolved['method']['name']} looks at the values of weights, of which a "
             "simulated step has none: measure it (lorasp profile)"
         ) from error
+
+
+def keep_every_module(network: nn.Module) -> None:
+    """Spare PEFT's LoHa and LoKr the random number by which a module of theirs is left out.
+
+    A number has no value here. Where the share to leave out is zero, and nothing else is dropped,
+    the layer computes in evaluation mode what it computes in training.
+    """
+    for module in network.modules():
+        if isinstance(module, LycorisLayer) and not any(
+            [*module.module_dropout.values(), *module.rank_dropout.values()]
+        ):
+            module.training = False  # its own flag: the base layer's stays
 
 
 def without_residual(resolved: Resolved) -> Resolved:

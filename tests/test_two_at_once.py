@@ -181,6 +181,25 @@ def test_a_report_finds_both_files_of_one_training(
     assert at_once(train, report, report, report) == [0] * 4
 
 
+def test_a_training_that_comes_and_goes_while_it_is_read(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its train.json is not there before and after, and still it was read, with later metrics."""
+    monkeypatch.setattr("lorasp.results.first_error", lambda *_: None)
+    write_json(Path("metrics.json"), result("metrics", 3), "metrics")
+    looks = iter([1, 3])
+
+    def looked_at(path: Path) -> bytes | None:
+        number = next(looks, None)
+        if number:
+            write_json(path, result("train", number), "train")
+        return None if number else path.read_bytes()
+
+    monkeypatch.setattr("lorasp.report.collect._bytes", looked_at)
+    train, metrics = _read_files(Path())
+    assert train and metrics and train["run"] == metrics["run"] == 3
+
+
 def test_json_is_read_whole_or_not_at_all() -> None:
     path = Path("x.json")
     path.write_text(json.dumps({"all": "a" * 10}))

@@ -125,7 +125,9 @@ def _read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | N
     while True:
         before = _bytes(folder / "train.json")
         train, metrics = (_if_there(folder / f"{kind}.json", kind) for kind in ("train", "metrics"))
-        if before == _bytes(folder / "train.json"):
+        # not there before and after, it may have come and gone between them
+        steady = before == _bytes(folder / "train.json") and (before is None) == (train is None)
+        if steady:
             return train, metrics
 
 

@@ -151,7 +151,7 @@ def edited(path: Path, old: str, new: str) -> Callable[[], None]:
         # what is only shown
         ("config/smoke.yaml", "stands_for: t5-base", "stands_for: t5-large", {"report": 1}),
         # how translations are scored
-        ("config/smoke.yaml", "num_beams: 2", "num_beams: 3", {"evaluate": 9, "report": 1}),
+        ("config/smoke.yaml", "num_beams: 2", "num_beams: 3", {"evaluate": 13, "report": 1}),
         # one method's setting
         (
             "config/smoke.yaml",

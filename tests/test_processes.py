@@ -96,6 +96,19 @@ def test_one_that_does_not_listen_is_killed(monkeypatch: pytest.MonkeyPatch) -> 
         run(2, work)
 
 
+def assert_it_ends_there(work: Callable[[Place], None], folder: Path) -> None:
+    """A process that a signal meets ends, and no copy of this one goes on behind the fork."""
+    starter, raised = os.getpid(), None
+    try:
+        run(1, work)
+    except BaseException as error:
+        raised = error
+    if os.getpid() != starter:
+        (folder / "escaped").touch()
+        os._exit(0)
+    assert isinstance(raised, SystemExit) and not (folder / "escaped").exists()
+
+
 def test_a_signal_while_a_failure_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """It ends the process there: nothing behind the fork may run in it."""
 
@@ -109,15 +122,7 @@ def test_a_signal_while_a_failure_is_told(monkeypatch: pytest.MonkeyPatch, tmp_p
     def work(place: Place) -> None:
         raise WorkError("ended")
 
-    starter, raised = os.getpid(), None
-    try:
-        run(1, work)
-    except BaseException as error:
-        raised = error
-    if os.getpid() != starter:
-        (tmp_path / "escaped").touch()
-        os._exit(0)
-    assert isinstance(raised, SystemExit) and not (tmp_path / "escaped").exists()
+    assert_it_ends_there(work, tmp_path)
 
 
 def test_a_signal_before_the_work_has_begun(
@@ -129,7 +134,6 @@ def test_a_signal_before_the_work_has_begun(
         os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(processes, "_die_with", make_ready)
-    starter, raised = os.getpid(), None
     begin = threading.Thread.start
 
     def begin_and_wait(thread: threading.Thread) -> None:
@@ -137,14 +141,7 @@ def test_a_signal_before_the_work_has_begun(
         time.sleep(0.5)
 
     monkeypatch.setattr(threading.Thread, "start", begin_and_wait)
-    try:
-        run(1, sleep_for_ever)
-    except BaseException as error:
-        raised = error
-    if os.getpid() != starter:
-        (tmp_path / "escaped").touch()
-        os._exit(0)
-    assert isinstance(raised, SystemExit) and not (tmp_path / "escaped").exists()
+    assert_it_ends_there(sleep_for_ever, tmp_path)
 
 
 PROGRAM = """

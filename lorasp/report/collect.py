@@ -125,9 +125,8 @@ def _read_files(folder: Path) -> tuple[dict[str, Any] | None, dict[str, Any] | N
     while True:
         before = _bytes(folder / "train.json")
         train, metrics = (_if_there(folder / f"{kind}.json", kind) for kind in ("train", "metrics"))
-        # not there before and after, it may have come and gone between them
-        steady = before == _bytes(folder / "train.json") and (before is None) == (train is None)
-        if steady:
+        # not there before and after, it may have come and gone in between
+        if before == _bytes(folder / "train.json") and (before is None) == (train is None):
             return train, metrics
 
 

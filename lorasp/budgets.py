@@ -21,6 +21,11 @@ UNITS = {
     "memory": "bytes at the peak of a simulated training step",
     "time": "seconds of a measured training step, times the steps for each of the reference's",
 }
+MEASURED = {  # the same for a reader
+    "trainable": UNITS["trainable"],
+    "memory": "peak of a simulated training step",
+    "time": "a measured training step, times the steps for each of the reference's",
+}
 FAR = 0.1  # from there on a distance from the reference is told
 SHARES = 10**6  # of a share in (0, 1] so many values are looked at
 LARGEST = 2**20
@@ -148,7 +153,7 @@ def read(config: Config, model: str, method: str, root: Path | None = None) -> B
     fitted from is no longer what it was.
     """
     path = path_of(config, model, method, root)
-    mend = f"lorasp budget --config config/{config['scale']}.yaml --model {model} --method {method}"
+    mend = _command("budget", config, model, method)
     if not path.is_file():
         raise WorkError(f"{method} is not fitted to its budget on {model} yet: run `{mend}` first")
     budget = read_json(path, "budget")
@@ -158,6 +163,11 @@ def read(config: Config, model: str, method: str, root: Path | None = None) -> B
             f"run `{mend}` again"
         )
     return budget
+
+
+def _command(stage: str, config: Config, model: str, method: str | None = None) -> str:
+    named = f" --method {method}" if method else ""
+    return f"lorasp {stage} --config config/{config['scale']}.yaml --model {model}{named}"
 
 
 def holds(config: Config, model: str, method: str, root: Path | None = None) -> bool:
@@ -220,17 +230,23 @@ def _note(found: Budget, off: float | None, reference: str) -> str | None:
 
 def _told(budget: Budget) -> str:
     settings = budget["settings"]
-    told = ", ".join(f"{key} {settings[key]:g}" for key in sorted(settings))
+    told = ", ".join(f"{key} {_number(settings[key])}" for key in sorted(settings))
     return told or f"{budget['steps']:.4g} times the steps, in whole ones,"
 
 
+def _number(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _by_time(config: Config, model: str, method: str) -> Budget:
-    for file in profiles(config, model, method):
-        if not file.is_file():
-            raise WorkError(
-                f"there is no {file}: run `lorasp profile --config config/{config['scale']}.yaml "
-                f"--model {model} --method {file.stem}` first"
-            )
+    missing = [file for file in profiles(config, model, method) if not file.is_file()]
+    if missing:
+        commands = [_command("profile", config, model, file.stem) for file in missing]
+        if not _is_prepared(config, model):
+            commands.insert(0, _command("prepare", config, model))
+        raise WorkError(
+            f"there is no {' and no '.join(map(str, missing))}: run `{' && '.join(commands)}` first"
+        )
     asked, own = _seconds(config, model, method)
     steps = float(f"{asked / own:.6g}")
     _, reference = matched(config, method)
@@ -266,8 +282,8 @@ def _by_size(config: Config, model: str, method: str) -> Budget:
     if falls := _fall(achieved, start, top):
         small, large = (changed(number)[size] for number in falls)
         raise UsageError(
-            f"methods.{method}.size is {size}, and from {small:g} to {large:g} of it what is "
-            f"matched falls from {achieved(falls[0]):,.6g} to {achieved(falls[1]):,.6g}: name a "
+            f"methods.{method}.size is {size}, and from {_number(small)} to {_number(large)} of it "
+            f"what is matched falls from {achieved(falls[0]):,} to {achieved(falls[1]):,}: name a "
             "setting with which it rises"
         )
     number = nearest(achieved, asked, start, top)
@@ -309,18 +325,25 @@ def nearest(achieved: Callable[[int], float], asked: float, start: int, top: int
 
 def _measure(config: Config, model: str, method: str) -> Callable[[Budget], float]:
     """What measures a method by what is to be matched: parameters, or bytes."""
-    from lorasp.profiling.simulations import prepared, simulation  # seconds of imports
+    from lorasp.profiling.simulations import simulation  # seconds of imports
 
     kind, _ = matched(config, method)
     entry = resolve_model(config, model)
-    folder: Path | None = data_folder(config, "models", model)
-    if not (data_folder(config, "models", model) / "config.json").is_file():
-        folder = None if model in public_models() else prepared(config, model)
+    folder = data_folder(config, "models", model) if _is_prepared(config, model) else None
+    if folder is None and model not in public_models():
+        raise WorkError(
+            f"model {model} is not prepared, and no public model has that name: run "
+            f"`{_command('prepare', config, model)}` first"
+        )
     resolved = {"model": entry, "runtime": {**config["runtime"], **entry.get("runtime", {})}}
     if kind == "trainable":
         return lambda one: trained_parameters({**resolved, "method": one}, folder)
     resolved["profile"] = _shape(config, model, method)
     return lambda one: simulation({**resolved, "method": one}, folder)["peak_bytes"]
+
+
+def _is_prepared(config: Config, model: str) -> bool:
+    return (data_folder(config, "models", model) / "config.json").is_file()
 
 
 def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
@@ -350,12 +373,25 @@ def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
 
 def as_text(budget: Budget) -> str:
     """A budget in a line or two."""
-    where = f"{budget['method']} on {budget['model']}: {_told(budget)}"
-    reference = f"{budget['reference']} has {budget['asked']:,.6g}"
-    if budget["achieved"] is None:  # no run's steps are known yet
-        return f"{where}; {reference} ({budget['unit']})"
+    kind, reference = budget["budget"], budget["reference"]
+    where = f"{budget['method']} on {budget['model']}: "
+    if budget["achieved"] is None:  # of a time: no run's steps are known yet
+        steps, asked = budget["steps"], budget["asked"]
+        return (
+            f"{where}{steps:.4g} times the steps of {reference}, whose step takes "
+            f"{_amount(kind, asked)} and its own {_amount(kind, asked / steps)}; what that is in "
+            "whole steps is known once the data of its runs is prepared"
+        )
+    off = "equal" if budget["off"] == 0 else f"{budget['off']:+z.2%}"
     note = f"\n{budget['note']}" if budget["note"] else ""
     return (
-        f"{where} gives {budget['achieved']:,.6g}, {reference} "
-        f"({budget['off']:+.2%}; {budget['unit']}){note}"
+        f"{where}{_told(budget)} gives {_amount(kind, budget['achieved'])}, {reference} has "
+        f"{_amount(kind, budget['asked'])} ({off}; {MEASURED[kind]}){note}"
     )
+
+
+def _amount(kind: str, value: float) -> str:
+    """A number of parameters, bytes or seconds with the unit that a reader takes it in."""
+    if kind == "trainable":
+        return f"{value:,}"
+    return f"{value / 2**20:,.2f} MiB" if kind == "memory" else f"{value * 1e3:,.2f} ms"

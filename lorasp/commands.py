@@ -22,6 +22,8 @@ from lorasp.results import read_json, write_json
 
 # it warns at import of a 4-bit CPU kernel that it does without
 logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+# a step that cannot be simulated is told in a sentence, and not by a traceback too
+logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.CRITICAL)
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -243,7 +245,7 @@ def methods(options: argparse.Namespace) -> None:
     if config is None:
         config = {"methods": table()}
     if options.word == "check":
-        _check_methods(config, options.names, options.json)
+        _check_methods(config, options)
         return
     if options.word == "new":
         from lorasp.new_method import write_project
@@ -260,22 +262,36 @@ def methods(options: argparse.Namespace) -> None:
     print(json.dumps(rows, indent=1) if options.json else listing.as_text(rows))
 
 
-def _check_methods(config: Config, names: list[str], as_json: bool) -> None:
-    """Print how the methods do in each check; WorkError where one of them failed."""
-    every = list(config["methods"]) if names == ["all"] else names
+def _check_methods(config: Config, options: argparse.Namespace) -> None:
+    """Print how the methods do in each check; WorkError where one of them failed.
+
+    Of all methods those that pass have a line each, the others a table, and the last lines sum up.
+    """
+    whole = options.names == ["all"]
+    every = list(config["methods"]) if whole else options.names
     for name in every:
-        known("method", name, config["methods"])
+        try:
+            known("method", name, config["methods"])
+        except UsageError as error:
+            hint = "" if options.config else "; a configuration's own are found with --config FILE"
+            raise UsageError(f"{error}{hint}") from error
     server.offline()
-    from lorasp.conformance.run import as_text, check_everywhere
+    from lorasp.conformance.run import as_text, check_everywhere, line, summary
 
     found: list[dict[str, str]] = []
     for name in every:
         outcomes = check_everywhere(resolve_method(config, name))
         found += outcomes
-        if not as_json:
+        if options.json:
+            continue
+        if whole and {one["outcome"] for one in outcomes} <= {"passed", "not applicable"}:
+            print(line(name, outcomes), flush=True)
+        else:
             print(as_text(f"{name}: {config['methods'][name]['label']}", outcomes), end="\n\n")
-    if as_json:
+    if options.json:
         print(json.dumps(found, indent=1))
+    elif whole:
+        print(summary(found))
     if failed := sorted({one["method"] for one in found if one["outcome"] == "failed"}):
         raise WorkError(f"{len(failed)} of {len(every)} methods failed: {', '.join(failed)}")
 

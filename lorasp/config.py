@@ -12,7 +12,7 @@ from typing import Any
 
 from lorasp.claims import claims_file
 from lorasp.errors import UsageError, WorkError
-from lorasp.methods import METHODS, merge, table
+from lorasp.methods import METHODS, first_problem, merge, table
 from lorasp.plugins import code_digest
 from lorasp.results import fingerprint, first_error, read_yaml
 from lorasp.tasks import load_task
@@ -47,18 +47,20 @@ def load_config(path: Path) -> Config:
     """Read, complete and validate the configuration of a scale.
 
     `extends: other.yaml` starts from another file beside this one; the keys given here win, mapping
-    by mapping. Methods start from those of `lorasp.methods.table` in the same way. Raises
-    UsageError with the key, what was found and what is allowed.
+    by mapping, and beside experiments of its own the other's `sweeps` and `simulated` are left out.
+    Methods start from those of `lorasp.methods.table` in the same way. Raises UsageError with the
+    key, what was found and what is allowed.
     """
     if not path.is_file():
         raise UsageError(f"there is no configuration {path}; shipped are config/*.yaml")
     config = _with_parents(path)
+    own = config.get("methods")
     try:
-        config["methods"] = table(config.get("methods"))
+        config["methods"] = table(own)
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
     if problem := first_error(config, "config"):
-        raise UsageError(f"{path}: {problem}")
+        raise UsageError(f"{path}: {first_problem(config['methods'], own) or problem}")
     _check_names(path, config)
     return _with_sweeps(path, config) if config.get("sweeps") else config
 
@@ -89,7 +91,8 @@ def _with_parents(path: Path, children: tuple[Path, ...] = ()) -> Config:
         raise UsageError(f"{path}: extends {parent} and so, in the end, itself; leave one out")
     under = _with_parents(path.parent / parent, (*children, path))
     if "experiments" in config:
-        under.pop("sweeps", None)  # they say what is run, too
+        for key in ("sweeps", "simulated"):  # they say what is run, too
+            under.pop(key, None)
     return merge(under, config)
 
 
@@ -187,10 +190,7 @@ def cells(config: Config, only: str = "") -> list[Cell]:
     for name in filter(None, (part.strip() for part in only.split(","))):
         kind = next((kind for kind in _KINDS if name in _names(runs, kind)), None)
         if kind is None:
-            allowed = "; ".join(
-                f"{kind}: {', '.join(sorted(_names(runs, kind)))}" for kind in _KINDS
-            )
-            raise UsageError(f"only={name}: no run has that name; allowed are {allowed}")
+            raise UsageError(f"only={name}: {_why_no_run(config, runs, name)}")
         wanted.setdefault(kind, set()).add(name)
     return sorted(
         run for run in runs if all(_name(run, kind) in names for kind, names in wanted.items())
@@ -198,6 +198,24 @@ def cells(config: Config, only: str = "") -> list[Cell]:
 
 
 _KINDS = ("model", "task", "method", "recipe", "seed")
+
+
+def _why_no_run(config: Config, runs: set[Cell], name: str) -> str:
+    """Why no run has a name, and what to do: it is nothing, or in no experiment."""
+    scale, experiments = config["scale"], config["experiments"]
+    kind = next((kind for kind in _KINDS[:-1] if name in config[f"{kind}s"]), None)
+    if kind is None:
+        allowed = "; ".join(f"{kind}: {', '.join(sorted(_names(runs, kind)))}" for kind in _KINDS)
+        return f"no run has that name; allowed are {allowed}"
+    said = f"{name} is a {kind}, but in no experiment of {scale}; add it to the {kind}s of one"
+    if kind != "method":
+        return f"{said} in config/{scale}.yaml"
+    one = {f"{kind}s": experiments[0][f"{kind}s"][0] for kind in _KINDS} | {"methods": name}
+    lines = ", ".join(f"{key}: [{value}]" for key, value in one.items())
+    return (
+        f"{said} in config/{scale}.yaml, or run with scale=mine and a file config/mine.yaml of "
+        f"three lines: 'extends: {scale}.yaml', 'scale: mine', 'experiments: [{{{lines}}}]'"
+    )
 
 
 def _name(cell: Cell, kind: str) -> str:

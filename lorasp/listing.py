@@ -5,6 +5,7 @@ lorasp methods --model llama-7b --cost
 
 import os
 import sys
+import warnings
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +30,7 @@ TITLES = {
     "peft": "PEFT's",
     "own": "Your own",
 }
+HEAD_TOO = ", and the classification head"  # of a rule, where the model has one
 KEYS = ("name", "family", "label", "source", "settings", "trainable_rule", "group")
 Row = dict[str, Any]
 TOTALS: dict[str, int] = {}  # parameters of models without an adapter, counted in this process
@@ -69,6 +71,13 @@ def _group(config: Config, name: str) -> int:
 
 
 def _answers(questions: list[Question]) -> list[Row]:
+    step = ", and simulating a step of each" if questions[0].cost else ""
+    print(
+        f"counting what {len(questions)} methods train on {questions[0].model}{step}: "
+        f"{'a minute or more the first time' if step else 'half a minute'}",
+        file=sys.stderr,
+        flush=True,
+    )
     workers = min(os.cpu_count() or 1, WORKERS) if sys.platform == "linux" else 1
     import lorasp.profiling.simulate  # noqa: F401  # once, before the processes fork
 
@@ -111,11 +120,13 @@ def _answer(question: Question) -> Row:
         "why": None,
     }
     try:
-        resolved, folder = _resolved(question, method)
-        row["parameters"] = counted(resolved, folder)
-        if question.cost and method["family"] != "base":
-            step = simulation(resolved, folder)
-            row["cost"] = {key: step[key] for key in ("peak_bytes", "flops")}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, of what a method cannot do: no news in a list
+            resolved, folder = _resolved(question, method)
+            row["parameters"] = counted(resolved, folder)
+            if question.cost and method["family"] != "base":
+                step = simulation(resolved, folder)
+                row["cost"] = {key: step[key] for key in ("peak_bytes", "flops")}
     except UsageError as error:
         row["why"] = str(error)
     return row
@@ -226,10 +237,13 @@ def _lines(row: Row, width: int, cost: bool) -> list[str]:
     elif cost:
         numbers += f"{'-':>9}{'-':>12}"
     elsewhere = f"{', '.join(row['applies_to'])} alone: {row['because']}" if row["because"] else ""
+    rule = row["trainable_rule"]
+    if found and not found["head"]:
+        rule = rule.replace(HEAD_TOO, "")
     settings = " ".join(f"{key}={value}" for key, value in row["settings"].items())
     told = [
         f"{row['label']}: {row['source']}",
-        f"trains {row['trainable_rule']}",
+        f"trains {rule}",
         settings,
         elsewhere,
         row["interpretation"] and f"an interpretation: {row['interpretation']}",

@@ -8,7 +8,7 @@ from typing import Any
 
 from lorasp.errors import UsageError
 from lorasp.plugins import described, installed, source_of
-from lorasp.results import read_yaml
+from lorasp.results import first_error, read_yaml
 
 METHODS = Path(__file__).parent / "adapters" / "methods"
 GROUPS = ("paper", "ablation", "peer", "peft", "own")
@@ -60,6 +60,24 @@ def _complete(name: str, merged: dict[str, Any]) -> Any:
             said |= described(*source_of(name, found))
         found = merge(said, found)
     return found
+
+
+def first_problem(found: dict[str, Any], own: dict[str, Any] | None) -> str | None:
+    """What the schema says of the entries of a table that `own` has written, or None.
+
+    An entry is looked at before those that are like it, which have its faults too.
+    """
+    written = own or {}
+
+    def depth(name: str) -> int:
+        entry = written.get(name)
+        return 1 + depth(entry["like"]) if isinstance(entry, dict) and "like" in entry else 0
+
+    for name in sorted(written, key=depth):
+        problem = first_error({name: found[name]}, "config", "methods")
+        if problem and problem.startswith(name):
+            return f"methods.{problem}"
+    return None
 
 
 def _like(name: str, merged: dict[str, Any], children: tuple[str, ...]) -> Entry:

@@ -123,7 +123,10 @@ def source_of(name: str, entry: Entry) -> tuple[Path, str]:
                 f"{inside['description']}"
             )
         if not Path(place).is_file():
-            raise UsageError(f"methods.{name}.code names {place}, and there is no such file")
+            raise UsageError(
+                f"methods.{name}: its code names {place}, and there is no such file; write it, or "
+                "correct `code`, its own or that of the method it is like"
+            )
         return Path(place), class_name
     point = point_of(entry["entry_point"])
     file = _module_file(point.module)

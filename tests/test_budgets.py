@@ -173,7 +173,9 @@ def test_the_search_finds_what_trying_all_finds(achieved: Any, asked: int, start
 
 def test_time_is_the_ratio_of_measured_steps(make: Make) -> None:
     config = make(own=like("lora-sp", "time", "lora"))
-    with pytest.raises(WorkError, match=r"no .*lora\.json: run `lorasp profile .* --method lora`"):
+    measure = f"lorasp profile --config config/smoke.yaml --model {TINY} --method lora"
+    both = rf"no .*lora\.json and no .*lora-sp\.json: run `{measure} && {measure}-sp` first"
+    with pytest.raises(WorkError, match=both):
         budgets.write_budget(config, TINY, "own")
     write_profile(config, TINY, "lora", 0.03, 1000)
     write_profile(config, TINY, "lora-sp", 0.02, 1000)
@@ -268,6 +270,40 @@ def test_refusals_of_a_configuration(make: Make, entry: Any, words: list[str]) -
     assert [word for word in words if word not in str(raised.value)] == [], raised.value
 
 
+def test_what_a_fresh_clone_is_told_to_run(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The commands in the order in which they work, with the configuration that is meant."""
+    methods = {kind: like("lora-sp", kind, "lora") for kind in ("trainable", "memory", "time")}
+    config = make(**methods)
+    monkeypatch.chdir(tmp_path)
+    prepare = f"lorasp prepare --config config/smoke.yaml --model {TINY}"
+    for kind in ("trainable", "memory"):
+        with pytest.raises(WorkError, match=f"{TINY} is not prepared.*: run `{prepare}` first"):
+            budgets.fit(config, TINY, kind)
+    with pytest.raises(WorkError, match=rf"lora-sp\.json: run `{prepare} && lorasp profile"):
+        budgets.fit(config, TINY, "time")
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "achieved", "told"),
+    [
+        ("trainable", 12345678, 12345678, "gives 12,345,678, lora has 12,345,678 (equal; "),
+        ("trainable", 10**6, 10**6 - 1, "gives 999,999, lora has 1,000,000 (+0.00%; "),
+        ("memory", 3 * 2**30, 3 * 2**20, "gives 3.00 MiB, lora has 3,072.00 MiB (-99.90%; peak"),
+        ("time", 0.02, 0.03, "gives 30.00 ms, lora has 20.00 ms (+50.00%; a measured"),
+    ],
+)
+def test_numbers_are_told_in_full(kind: str, asked: float, achieved: float, told: str) -> None:
+    budget = {
+        **{"method": "own", "model": TINY, "budget": kind, "reference": "lora", "note": None},
+        **{"settings": {"density": 0.012345, "rank": 1048576}, "steps": 1.0},
+        **{"asked": asked, "achieved": achieved, "off": achieved / asked - 1},
+    }
+    words = budgets.as_text(budget)
+    assert words.startswith(f"own on {TINY}: density 0.012345, rank 1048576 {told}")
+
+
 def test_refusals_of_a_fit(make: Make) -> None:
     with pytest.raises(UsageError, match=r"methods\.lora has no match"):
         budgets.fit(make(own={"like": "lora"}), TINY, "lora")
@@ -321,7 +357,9 @@ def test_the_time_is_that_of_whole_steps(
     before = budgets.fit(config, TINY, "own")
     known = "max_steps" in recipe
     assert (before["achieved"] is None, before["off"] is None) == (not known, not known)
-    assert ("gives" in budgets.as_text(before)) == known
+    told = budgets.as_text(before)
+    step = f"whose step takes 30.00 ms and its own {30 * own:.2f} ms; "
+    assert ("gives" in told, step in told) == (known, not known)
     rows = {"train/a.arrow": 20, "train/b.arrow": 12, "validation/a.arrow": 99}
     write_manifest(folder, rows)
     budget = budgets.fit(config, TINY, "own")
@@ -347,7 +385,7 @@ def test_the_command(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads(Path(f"results/smoke/budget/{TINY}/own.json").read_text())
     assert main([*command, "--out", "elsewhere.json"]) == 0
-    assert "lora_alpha 8, rank 8 gives 1,024, lora has 1,024 (+0.00%" in capsys.readouterr().out
+    assert "lora_alpha 8, rank 8 gives 1,024, lora has 1,024 (equal; tr" in capsys.readouterr().out
     assert json.loads(Path("elsewhere.json").read_text()) == found
     assert main([*command[:-1], "lora"]) == 2
     assert "has no match" in capsys.readouterr().err

@@ -181,6 +181,15 @@ def test_extends_merges_mapping_by_mapping(write: Write) -> None:
     }
 
 
+def test_experiments_of_its_own_leave_out_what_else_the_other_runs(write: Write) -> None:
+    assert {"sweeps", "simulated"} <= set(load_config(write()))
+    found = load_config(write(experiments=scale("smoke")["experiments"][:1]))
+    assert not {"sweeps", "simulated"} & set(found)
+    own = write(experiments=scale("smoke")["experiments"][:1], simulated=True)
+    assert load_config(own)["simulated"]
+    assert all(scale(name)["simulated"] for name in (*SCALES, "rehearse"))
+
+
 def test_only_keeps_runs_that_agree_with_every_kind() -> None:
     config = scale("smoke")
     runs = cells(config)

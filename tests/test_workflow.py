@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from offline import offline
 
 from lorasp.bench.pipeline import copy_checkout, run_smoke
@@ -190,9 +191,42 @@ def test_a_filter_runs_nothing_else(snakemake: Snakemake) -> None:
     )
     lines = re.findall(r"^(\w+) +(\d+)$", done.stdout, re.MULTILINE)
     jobs = {rule: int(count) for rule, count in lines}
-    many = {rule for rule, count in jobs.items() if count > 1 and rule != "total"}
-    assert many == {"simulate"}  # which is the same for every run
+    assert {rule for rule, count in jobs.items() if count > 1} == {"total"}
     assert {"prepare_dataset", "prepare_model", "prepare_tokens", "train", "profile"} <= set(jobs)
+
+
+def test_who_waits_for_the_paper_at_its_scale(tmp_path: Path) -> None:
+    """The report of a whole shipped scale, once all else is under way; never one's own runs."""
+    copy_checkout(ROOT, tmp_path)
+    run = {"models": ["roberta-tiny"], "tasks": ["mrpc"], "methods": ["lora"]}
+    own = {"experiments": [run | {"recipes": ["stated"], "seeds": [0]}]}
+    config = {"extends": "smoke.yaml", "scale": "own", "methods": {"one": {"like": "lora"}}}
+    for name, keys in {"own": own, "more": {"scale": "more"}}.items():
+        (tmp_path / f"config/{name}.yaml").write_text(yaml.safe_dump(config | keys))
+
+    def priorities(*arguments: str) -> dict[str, set[str]]:
+        """Of every rule with a job those that its jobs have."""
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(tmp_path)},
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        found: dict[str, set[str]] = {}
+        for rule, job in re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)+)", done.stdout, re.M):
+            found.setdefault(rule, set()).update(re.findall(r"priority: (\d+)", job) or ["0"])
+        return found
+
+    needed = {"prepare_dataset", "prepare_model", "prepare_tokens", "train", "evaluate", "profile"}
+    for chosen in (["scale=own"], ["scale=smoke", "only=mrpc,lora,stated,seed-0"]):
+        assert set(priorities("--config", *chosen)) == needed | {"audit", "report", "all"}
+    for name in ("smoke", "more"):
+        found = priorities("--config", f"scale={name}")
+        assert {rule for rule, levels in found.items() if levels != {"0"}} == needed | {"budget"}
+        assert found["simulate"] == {"0"}
+    assert set(priorities("simulated", "--config", "scale=own")) == {"simulate", "simulated"}
 
 
 def test_a_deleted_result_is_made_again_alone(checkout: Path, snakemake: Snakemake) -> None:

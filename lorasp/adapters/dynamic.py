@@ -162,7 +162,7 @@ class DynamicLoraModel(LowRankModel):
     method, differ = "Dynamic LoRA", "their ranks differ"
     _total_steps: int | None = None
     _optimizer: torch.optim.Optimizer | None = None
-    _watching: list[Any]
+    _watching: tuple[Any, ...] = ()
 
     def ranks(self, adapter_name: str = "default") -> dict[str, int]:
         """How many components each module has at present, by its path."""
@@ -174,7 +174,7 @@ class DynamicLoraModel(LowRankModel):
         self, total_steps: int, optimizer: torch.optim.Optimizer, steps_done: int = 0
     ) -> None:
         """Set the schedule. The optimizer's moments will follow the components."""
-        self._total_steps, self._optimizer, self._watching = total_steps, optimizer, []
+        self._total_steps, self._optimizer = total_steps, optimizer
         self._watch(steps_done + 1)
 
     def update_and_allocate(self, global_step: int) -> None:
@@ -212,12 +212,12 @@ class DynamicLoraModel(LowRankModel):
         """Have the forward passes of a step note their inputs, if it is one that measures."""
         for handle in self._watching:
             handle.remove()
-        self._watching = [
+        self._watching = tuple(
             layer.register_forward_pre_hook(_note_inputs(adapter))
             for adapter in self.active_adapters
             if self.peft_config[adapter].features and self._is_measured(adapter, step)  # type: ignore[attr-defined]
             for layer in self._layers(adapter)
-        ]
+        )
 
     @torch.no_grad()
     def _measure(self, adapter: str) -> None:

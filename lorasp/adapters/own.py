@@ -27,6 +27,11 @@ def load(method: dict[str, Any]) -> str:
     name = method["name"]
     found = _class_of(method)
     if isinstance(found, type) and issubclass(found, Delta) and found is not Delta:
+        if found.forward is Delta.forward:
+            raise UsageError(
+                f"methods.{name}: {found.__name__} has no forward(self, weight); write one that "
+                "returns the adapted weight, a tensor of the same shape"
+            )
         offer(name, found)
         return "DELTA"
     if not (isinstance(found, type) and issubclass(found, PeftConfig)):

@@ -84,3 +84,17 @@ def find(document: Document, pattern: str, kind: str | None = None) -> list[Clai
     if not found:
         raise WorkError(f"no claim of {document['paper']['title']!r} has an id like {pattern}")
     return found
+
+
+def with_readings(text: str, claim: dict[str, Any], methods: dict[str, dict[str, Any]]) -> str:
+    """A sentence on a claim about a method that is in part our reading of its paper, with that."""
+    sides = [claim.get("check", claim).get(side) for side in ("left", "right")]
+    names = [side["method"] if isinstance(side, dict) else side for side in sides]
+    entries = [methods.get(name, {}) for name in names if name]
+    said = [
+        f"{entry['label']} is an interpretation: {entry['interpretation']}"
+        for entry in entries
+        if "interpretation" in entry
+    ]
+    more = [sentence for sentence in said if sentence not in text]
+    return " ".join([f"{text.rstrip('.')}.", *more]) if more else text

@@ -25,11 +25,11 @@ from lorasp.claims import (
     equations,
     labels,
     load_claims,
+    with_readings,
 )
 from lorasp.claims.applied import trained
 from lorasp.claims.printed import Outcome
 from lorasp.claims.simulated import simulated
-from lorasp.claims.wording import with_readings
 from lorasp.errors import WorkError
 from lorasp.methods import table
 from lorasp.results import provenance, sha256_of, write_json

@@ -6,7 +6,15 @@ from typing import Any
 
 import pandas as pd
 
-from lorasp.claims import Claim, Document, claims_file, load_claims, statistics, wording
+from lorasp.claims import (
+    Claim,
+    Document,
+    claims_file,
+    load_claims,
+    statistics,
+    with_readings,
+    wording,
+)
 from lorasp.claims.resources import judge_resource
 from lorasp.claims.samples import (
     BASE,
@@ -118,7 +126,7 @@ def _interpreted(claim: Claim, record: Record, config: Config) -> Record:
     """The sentence of a verdict that rests on a method which is in part our reading, with that."""
     if record["verdict"] == "not run":
         return {}
-    told = wording.with_readings(record["because"], claim, config["methods"])
+    told = with_readings(record["because"], claim, config["methods"])
     return {} if told == record["because"] else {"because": told}
 
 

@@ -50,20 +50,6 @@ def settled_by(seeds: int | None, at_most: int) -> str:
     return f"About {seeds} seeds would settle it if mean and spread stay as they are"
 
 
-def with_readings(text: str, claim: dict[str, Any], methods: dict[str, dict[str, Any]]) -> str:
-    """A sentence on a claim about a method that is in part our reading of its paper, with that."""
-    sides = [claim.get("check", claim).get(side) for side in ("left", "right")]
-    names = [side["method"] if isinstance(side, dict) else side for side in sides]
-    entries = [methods.get(name, {}) for name in names if name]
-    said = [
-        f"{entry['label']} is an interpretation: {entry['interpretation']}"
-        for entry in entries
-        if "interpretation" in entry
-    ]
-    more = [sentence for sentence in said if sentence not in text]
-    return " ".join([f"{text.rstrip('.')}.", *more]) if more else text
-
-
 def _digits(values: Sequence[float]) -> int:
     """One decimal, or two where one would hide what the numbers are about."""
     return 1 if max(abs(value) for value in values) >= 1 else 2

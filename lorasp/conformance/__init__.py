@@ -23,15 +23,17 @@ ARCHITECTURES = tuple(SHAPES)
 CHECKS: dict[str, Callable[[Subject], str]] = {
     check.__name__.replace("_", " "): check
     for check in (
-        *(start.builds, start.refuses_unknown, start.starts_at_base, start.is_seeded),
+        *(start.builds, start.runs, start.refuses_unknown, start.starts_at_base, start.is_seeded),
         *(learning.leaves_the_base, learning.trains_all, learning.lowers_the_loss),
         *(learning.works_in_bf16, learning.takes_any_batch, learning.recomputes),
         *(keeping.saves_and_loads, keeping.is_compact, keeping.disables, keeping.merges),
         *(keeping.resumes, start.counts, start.grows, start.has_costs),
     )
 }
+# Where one of these fails, the later ones would fail of the same.
+ENDS = {"builds": "it cannot be built", "runs": "it does not run"}
 # Without these a method is none: an entry's `limits` cannot name them.
-NEEDED = {"builds", "starts at base", "lowers the loss", "saves and loads"}
+NEEDED = {"builds", "runs", "starts at base", "lowers the loss", "saves and loads"}
 
 
 def check(method: dict[str, Any], architecture: str) -> list[Outcome]:
@@ -44,9 +46,9 @@ def check(method: dict[str, Any], architecture: str) -> list[Outcome]:
     Returns:
         For each check: its name, the architecture, the outcome (passed, failed, excused or not
         applicable) and because: what was seen, or for a failure also what was expected and what to
-        do. A method that cannot be built fails in that alone. Excused is a failure of a check that
-        the entry's `limits` names; an error of the method's code only if it has the words that
-        `limits` says under `raises`.
+        do. A method that cannot be built, or does not run, fails in that alone. Excused is a
+        failure of a check that the entry's `limits` names; an error of the method's code only if it
+        has the words that `limits` says under `raises`.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # faster on models of this size, and the same sums everywhere
@@ -77,8 +79,8 @@ def _outcomes(method: dict[str, Any], architecture: str) -> list[Outcome]:
         found.append(
             {"check": name, "architecture": architecture, "outcome": outcome, "because": because}
         )
-        if name == "builds" and outcome == "failed":
-            subject, refused = None, "it cannot be built"
+        if name in ENDS and outcome == "failed":
+            subject, refused = None, ENDS[name]
     return found
 
 

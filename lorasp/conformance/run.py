@@ -1,6 +1,7 @@
 """A method's checks on every architecture: a table, and below it what failed, and why."""
 
 import textwrap
+from collections import Counter
 from typing import Any
 
 from . import ARCHITECTURES, CHECKS, Outcome, check
@@ -28,6 +29,31 @@ def as_text(title: str, outcomes: list[Outcome]) -> str:
         if reasons := _reasons(outcomes, outcome):
             lines += ["", f"{outcome}:", *reasons]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def line(name: str, outcomes: list[Outcome]) -> str:
+    """What a method's table comes down to: how many outcomes of each kind."""
+    counts = Counter(one["outcome"] for one in outcomes)
+    return f"{name}: {', '.join(f'{counts[kind]} {kind}' for kind in SHOWN if counts[kind])}"
+
+
+def summary(found: list[Outcome]) -> str:
+    """How many methods pass every check that applies to them, and which do not."""
+    names = dict.fromkeys(one["method"] for one in found)
+    failed, excused = (
+        {one["method"] for one in found if one["outcome"] == outcome}
+        for outcome in ("failed", "excused")
+    )
+    kinds = {
+        "passed every check that applies to them": names.keys() - failed - excused,
+        "have an excused failure": excused - failed,
+        "FAILED": failed,
+    }
+    lines = [f"{len(names)} methods on {', '.join(ARCHITECTURES)}:"]
+    for told, members in kinds.items():
+        shown = "" if told.startswith("passed") else f": {', '.join(sorted(members))}"
+        lines += [f"  {len(members)} {told}{shown}"] if members else []
+    return "\n".join(lines)
 
 
 def _row(first: str, width: int, cells: list[str]) -> str:

@@ -1,7 +1,11 @@
 """Checks of a method before its first step: what it builds, draws, counts and costs."""
 
+import copy
 from typing import Any
 
+import torch
+
+from lorasp.adapters.delta import DeltaLayer
 from lorasp.adapters.registry import count_parameters
 from lorasp.errors import UsageError
 from lorasp.profiling.simulate import VALUES_WANTED, simulate
@@ -15,6 +19,7 @@ from .subject import (
     Subject,
     differing,
     distance,
+    trainable,
     whole_state,
 )
 
@@ -34,6 +39,41 @@ def builds(subject: Subject) -> str:
             "is to be trained an nn.Parameter"
         )
     return f"{found['trainable']:,} of {found['total']:,} parameters are trained"
+
+
+def runs(subject: Subject) -> str:
+    """A forward and a backward pass work, and a delta gives the same weight from call to call."""
+    model = copy.deepcopy(subject.fresh).train()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in trainable(model).values():  # zeros would hide what they are multiplied with
+            weight.add_(0.02 * torch.randn(weight.shape, generator=generator))
+        for layer in model.modules():
+            for delta in layer.delta_weight.values() if isinstance(layer, DeltaLayer) else ():
+                _check_repeats(delta, layer.out_features, layer.in_features)
+    loss = model(**subject.batch()).loss
+    if not trainable(model):
+        return "a forward pass works"
+    loss.backward()
+    return "a forward and a backward pass work"
+
+
+def _check_repeats(delta: torch.nn.Module, rows: int, columns: int) -> None:
+    """The backward pass computes the weight once more: the call must not show in it."""
+    weight = torch.randn(rows, columns)
+    found = delta(weight.clone())
+    if found.shape != weight.shape:
+        raise Failed(
+            f"expected an adapted weight of the shape {rows} x {columns}, as the base weight has, "
+            f"found {' x '.join(map(str, found.shape))}; return (out, in) from forward"
+        )
+    one, other = delta(weight.clone()), delta(weight.clone())
+    if not torch.allclose(one, other, rtol=0, atol=0, equal_nan=True):
+        raise Failed(
+            "expected the same adapted weight from two calls of forward, found others, and the "
+            "backward pass calls it again; draw in the constructor, from its generator, and let "
+            "forward draw nothing and change nothing"
+        )
 
 
 def refuses_unknown(subject: Subject) -> str:

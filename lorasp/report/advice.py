@@ -8,18 +8,32 @@ import numpy as np
 from lorasp.claims import load_claims
 from lorasp.claims.roles import paper_task
 from lorasp.config import Config, resolve_task
+from lorasp.report.advice_words import (
+    ALIKE,
+    MOST,
+    is_same,
+    joined,
+    kib,
+    mib,
+    ms,
+    names_of,
+    score,
+    size,
+    some,
+    some_of,
+)
 from lorasp.report.charts import Row
-from lorasp.report.claims_view import signed
 from lorasp.report.collect import DONE, Results
 from lorasp.report.ranking import within
 from lorasp.report.scopes import Place, Samples, Scope, gap
 from lorasp.report.shown import above, learned
 from lorasp.report.shown import within as within_margin
 
-ALIKE = 0.01  # costs that differ by no more are called the same
 MOST_BUDGETS = 4
+FEW = 10  # seeds: with fewer only large differences can be shown
 NO_SCORE_COUNTS = (
-    "At this scale no score counts, so nothing can be said of what to use when; other scales do."
+    "The models and data of this scale are stand-ins and no score of it counts, so it cannot tell "
+    "what to use when. A report of the scale mini or paper can."
 )
 
 Gap = Callable[[Row, Row], dict[str, Any]]  # the first less the second, see scopes.gap
@@ -54,11 +68,12 @@ def advice(
             sentences.append(_idle(idle, len(whole), margin))
         if left_out := [row for row in here if row not in whole]:
             names = [f"{row['method']} ({row['missing'] or 'no score'})" for row in left_out]
-            sentences.append(f"Not considered: {_joined(names)}.")
+            sentences.append(f"Not considered: {joined(names)}.")
         if absent := [f"{row['method']} ({row['missing']})" for row in kept if row["missing"]]:
-            sentences.append(f"Considered with the runs that there are: {_joined(absent)}.")
+            sentences.append(f"Considered with the runs that there are: {joined(absent)}.")
+        sentences.append(_few_seeds(whole))
         title = f"{scope.model} on {', '.join(scope.tasks)}"
-        found.append({"title": title, "sentences": sentences})
+        found.append({"title": title, "sentences": [line for line in sentences if line]})
     return found
 
 
@@ -71,7 +86,11 @@ def _needs(
 ) -> list[str]:
     """A sentence for each need, from the methods that have learned, the best score first."""
     if len(kept) < 2:
-        return [f"Best score: {row['method']} with {_score(row)}." for row in kept]
+        return [
+            f"If only the score counts: {row['method']}, with {score(row)}, the only one that is "
+            "shown to have learned."
+            for row in kept
+        ]
 
     def between(left: Row, right: Row) -> dict[str, Any]:
         return gap(places, scope, left["name"], right["name"])
@@ -81,7 +100,10 @@ def _needs(
     good, untold = kept[:1], []
     sentences = [_best(kept, between, order)]
     if margin is None:
-        sentences.append("Smallest file: no claim sets a margin for these tasks.")
+        sentences.append(
+            "If the file must be small: no claim sets a margin for these tasks, so nothing tells "
+            "how much may be lost to the best score."
+        )
     else:
         near = within_margin(places, scope, names[0], names[1:], margin)
         good += [row for row in kept if row["name"] in near]
@@ -89,19 +111,33 @@ def _needs(
         sentences.append(_smallest(kept, good, untold, between, margin))
     sentences.append(_least_memory(kept, good, between, margin))
     sentences.append(_fastest(results, scope, kept, good, between, margin))
-    return sentences + _budgets(kept, order)
+    return sentences + _budgets(kept, between, order)
 
 
 def _idle(idle: list[Row], count: int, margin: float | None) -> str:
     """Which methods are not shown to have learned; where none is, nothing is recommended."""
     more = f" by more than {margin:.1f} points" if margin else ""
-    asked = f"above the untouched model{more} on the same seeds"
+    asked = f"score higher than the untouched model{more}"
     if len(idle) < count:
-        return f"Not considered, since not shown to be {asked}: {_names(idle)}."
+        return f"Not recommended: {names_of(idle)}, not shown to {asked} over the same seeds."
     return (
-        f"No method is shown to have learned: none of {count} is {asked}, or the untouched model "
-        "has no scores or the seeds are too few to tell. Methods that learned nothing would look "
-        "the same, so none is recommended."
+        f"Inconclusive: none of the {count} methods is shown to {asked}. Either they learned too "
+        "little, or the seeds are too few to tell, or the untouched model has no score. None is "
+        "recommended, since methods that learned nothing would look the same."
+    )
+
+
+def _few_seeds(rows: list[Row]) -> str:
+    """What so few seeds cannot show; empty where they are many."""
+    counts = sorted({row["n"] for row in rows})
+    if counts[0] >= FEW:
+        return ""
+    if counts[-1] == 1:
+        return "Few seeds: one run of each method, of which no test can show anything."
+    told = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
+    return (
+        f"Few seeds: {told} runs of each method. So few show only large differences, and a "
+        "difference that is not shown can still be there."
     )
 
 
@@ -136,73 +172,80 @@ def _alike(kept: list[Row], order: Above) -> list[Row]:
 
 
 def _best(kept: list[Row], between: Gap, order: Above) -> str:
-    """Which method scores best, or between which that cannot be told."""
+    """Which method scores best, or between which that is inconclusive."""
     top, alike = kept[0], _alike(kept, order)
-    shown = f"{top['method']} with {_score(top)}"
+    lead = "If only the score counts"
     if not alike:
-        following = f"{kept[1]['method']}, {_size(between(kept[1], top))}"
+        following = f"{kept[1]['method']}, {size(between(kept[1], top))}"
         return (
-            f"Best score: {shown}. Every other method is shown to be below it; the next is "
-            f"{following}."
+            f"{lead}: {top['method']}, with {score(top)}. Every other method is shown to score "
+            f"lower; the next is {following}."
         )
-    told = f"Best score: it cannot be told which. The highest mean is that of {shown}; "
-    tested = [row for row in alike if between(top, row)["interval"] is not None]
-    parts = []
-    if tested:
-        every = len(tested) == len(kept) - 1
-        told_of = f"{_names(tested)} {_is(len(tested))} not shown"
-        parts.append(f"{'none of the others is shown' if every else told_of} to be below it")
-    if rest := [row for row in alike if row not in tested]:
-        parts.append(f"of {_names(rest)} the runs of the same seed are too few, or all alike")
-    return f"{told}{'; '.join(parts)}.{_others_below(len(kept) - 1 - len(alike))}"
+    return (
+        f"{lead}: inconclusive. {top['method']} has the highest mean, {score(top)}; "
+        f"{_open(kept, alike, between)}."
+    )
+
+
+def _open(kept: list[Row], alike: list[Row], between: Gap) -> str:
+    """Which methods may be as good as the first, or, where they are fewer, which are not."""
+    lower = [row for row in kept[1:] if row not in alike]
+    untested = [row for row in alike if between(kept[0], row)["interval"] is None]
+    if not lower:
+        others = "the other" if len(alike) == 1 else f"any of the other {len(alike)}"
+        told = f"{others} ({some_of(alike)}) may be as good"
+    elif len(lower) <= min(len(alike), MOST):
+        rest = "the other" if len(alike) == 1 else f"any of the other {len(alike)}"
+        told = f"{names_of(lower)} {_is(len(lower))} shown to score lower, {rest} may be as good"
+    else:
+        rest = "the other is" if len(lower) == 1 else f"the other {len(lower)} are"
+        told = f"{some_of(alike)} may be as good, {rest} shown to score lower"
+    if untested:
+        told += f" (of {some_of(untested)} the runs of the same seed are too few, or all alike)"
+    return told
 
 
 def _is(count: int) -> str:
     return "is" if count == 1 else "are"
 
 
-def _others_below(count: int) -> str:
-    if not count:
-        return ""
-    who = "method" if count == 1 else f"{count} methods"
-    return f" The other {who} {_is(count)} shown to be below."
-
-
 def _smallest(
     kept: list[Row], good: list[Row], untold: list[Row], between: Gap, margin: float
 ) -> str:
     """The smallest saved file among the methods that are shown to be as good as the best."""
+    lead = "If the file must be small"
     known = [row for row in good if row["file"]]
     if not known:
-        return "Smallest file: the size of the best method's is not known."
+        return f"{lead}: the size of the best method's is not known."
     least = min(known, key=lambda row: row["file"])
-    same = [row for row in known if _is_same(row, least, "file")]
-    told = f"Smallest file shown to be within {margin:.1f} points of the best: "
-    told += f"{_names(same)}, {_kib(least)}; "
+    same = [row for row in known if is_same(row, least, "file")]
+    told = f"{lead}: {names_of(same)}, {kib(least)}, the smallest that "
     if kept[0] in same:
-        told += "no smaller one is shown to lose less than that"
+        others = "; no smaller one" if len(same) > 1 else f": no file smaller than its {kib(least)}"
+        told = f"{lead}: {names_of(same)}{others} is shown to lose less than {margin:.1f} points"
     else:
+        told += f"is shown to lose less than {margin:.1f} points to {kept[0]['method']}; "
         told += _below(same[0], kept, between)
     smaller = [row for row in untold if row["file"] and row["file"] < least["file"] * (1 - ALIKE)]
     if smaller:
         smaller.sort(key=lambda row: row["file"])
-        sizes = _joined([f"{row['method']} ({_kib(row)})" for row in smaller])
-        told += f". Of {sizes} it cannot be told"
+        sizes = [f"{row['method']} ({kib(row)})" for row in smaller]
+        told += f". Inconclusive, since they may lose less or more: {some(sizes)}"
     return f"{told}."
 
 
 def _least_memory(kept: list[Row], good: list[Row], between: Gap, margin: float | None) -> str:
+    lead = "If memory is short"
     known = [row for row in kept if row["memory"]]
     if not known:
-        return "Least memory of a step: none was measured."
+        return f"{lead}: the memory of a step was not measured."
     least = min(known, key=lambda row: row["memory"])
-    first, *same = [row for row in known if _is_same(row, least, "memory")]  # the best score first
-    told = (
-        f"Least memory of a step: {first['method']}, {_mib(first)}; {_below(first, kept, between)}"
-    )
+    first, *same = [row for row in known if is_same(row, least, "memory")]  # the best score first
+    told = f"{lead}: {first['method']} takes least in a training step, {mib(first)}; "
+    told += _below(first, kept, between)
     if same:
-        told += f". To a hundredth the same: {_names(same)}"
-    return f"{told}{_among(good, [first, *same], 'memory', _mib, margin)}."
+        told += f". Within 1 % of its memory: {names_of(same)}"
+    return f"{told}{_among(good, [first, *same], 'memory', mib, margin)}."
 
 
 def _fastest(
@@ -214,9 +257,10 @@ def _fastest(
     margin: float | None,
 ) -> str:
     """The fastest step; those whose quartiles meet its own cannot be told apart from it."""
+    lead = "If time is short"
     known = [row for row in kept if row["time"]]
     if not known:
-        return "Fastest step: none was measured."
+        return f"{lead}: the time of a step was not measured."
     profiles = results.profiles
     profiles = profiles[(profiles["model"] == scope.model) & (profiles["status"] == DONE)]
     quartiles = profiles.set_index("method")[["q1", "q3"]].to_dict("index")
@@ -225,11 +269,11 @@ def _fastest(
     alike = [
         row for row in known if row is not first and quartiles[row["name"]]["q1"] <= ends["q3"]
     ]
-    told = f"Fastest step: {first['method']}, {_ms(first)} (quartiles {1e3 * ends['q1']:.3g} to "
-    told += f"{1e3 * ends['q3']:.3g}); {_below(first, kept, between)}"
+    told = f"{lead}: {first['method']} has the fastest training step, {ms(first)} (quartiles "
+    told += f"{1e3 * ends['q1']:.3g} to {1e3 * ends['q3']:.3g}); {_below(first, kept, between)}"
     if alike:
-        told += f". Not told apart from it, since the quartiles meet: {_names(alike)}"
-    return f"{told}{_among(good, [first, *alike], 'time', _ms, margin)}."
+        told += f". Maybe as fast, since the quartiles overlap: {names_of(alike)}"
+    return f"{told}{_among(good, [first, *alike], 'time', ms, margin)}."
 
 
 def _among(good: list[Row], cheapest: list[Row], cost: str, unit: Amount, margin: Any) -> str:
@@ -238,15 +282,18 @@ def _among(good: list[Row], cheapest: list[Row], cost: str, unit: Amount, margin
     if margin is None or not known or any(row in cheapest for row in known):
         return ""
     least = min(known, key=lambda row: row[cost])
-    of = f"Of the methods shown to be within {margin:.1f} points of the best"
-    return f". {of}: {least['method']}, {unit(least)}"
+    told = f"{least['method']}, {unit(least)}"
+    lost = f"shown to lose less than {margin:.1f} points to the best"
+    if len(good) == 1:
+        return f". No method is {lost}, {told}"
+    return f". The cheapest that is {lost}: {told}"
 
 
-def _budgets(kept: list[Row], order: Above) -> list[str]:
+def _budgets(kept: list[Row], between: Gap, order: Above) -> list[str]:
     """The best for at most so many trained parameters, for powers of ten; each only once."""
     known = [row for row in kept if row["trainable"]]
     if not known:
-        return ["For a given number of parameters: none is known."]
+        return ["With a given number of trained parameters: no number is known."]
     counts = [row["trainable"] for row in known]
     powers = range(int(np.ceil(np.log10(min(counts)))), int(np.ceil(np.log10(max(counts)))) + 1)
     lines: list[str] = []
@@ -257,69 +304,28 @@ def _budgets(kept: list[Row], order: Above) -> list[str]:
         if top is before:
             continue  # a larger budget buys nothing better
         before, alike = top, _alike(inside, order)
-        told = f"At most {10**power:,} trained parameters: {top['method']}, which trains "
-        told += f"{top['trainable']:,.0f}, with {_score(top)}"
+        lead = f"With at most {10**power:,} trained parameters"
+        shown = f"{top['method']}, which trains {top['trainable']:,.0f},"
         if len(inside) == 1:
-            told += ", the only one"
-        elif len(alike) == len(inside) - 1 > 1:
-            told += "; none of the others is shown to be below it"
-        elif alike:
-            told += f"; {_names(alike)} {_is(len(alike))} not shown to be below it"
-        lines.append(f"{told}.{_others_below(len(inside) - 1 - len(alike))}")
+            lines.append(f"{lead}: {shown} is the only one, with {score(top)}.")
+        elif not alike:
+            lines.append(
+                f"{lead}: {shown} with {score(top)}; all others are shown to score lower."
+            )
+        else:
+            lines.append(
+                f"{lead}: inconclusive. {shown} has the highest mean, {score(top)}; "
+                f"{_open(inside, alike, between)}."
+            )
     return lines[-MOST_BUDGETS:]
 
 
 def _below(row: Row, kept: list[Row], between: Gap) -> str:
-    """'its score is 76.1 [75.0, 77.2], −2.1 [−3.0, −1.2] points from the best …'."""
+    """'its score, 76.1 [75.0, 77.2], differs from that of the best by −2.1 [−3.0, −1.2] points'."""
     if row is kept[0]:
-        return f"its score is the highest too, {_score(row)}"
+        return f"its score is the highest too, {score(row)}"
     apart = between(row, kept[0])
-    away = f", {_size(apart)} from {kept[0]['method']}" if apart["n"] else ""
-    return f"its score is {within(row['score'], row['interval'])}{away}"
-
-
-def _size(apart: dict[str, Any]) -> str:
-    """A paired difference as '+1.2 [+0.3, +2.1] points (5 pairs of seeds)'."""
-    if apart["estimate"] is None:
-        return "with no seed in common"
-    shown = signed(apart["estimate"])
-    if apart["interval"] is not None:
-        shown += f" [{', '.join(signed(end) for end in apart['interval'])}]"
-    single = apart["n"] == 1
-    pairs = "one pair of seeds, so no interval" if single else f"{apart['n']} pairs of seeds"
-    return f"{shown} points ({pairs})"
-
-
-def _score(row: Row) -> str:
-    seeds = "one seed, so no interval" if row["n"] == 1 else f"{row['n']} seeds"
-    return f"{within(row['score'], row['interval'])} ({seeds})"
-
-
-def _is_same(row: Row, other: Row, cost: str) -> bool:
-    return bool(abs(row[cost] - other[cost]) <= ALIKE * other[cost])
-
-
-def _names(rows: list[Row]) -> str:
-    return _joined([row["method"] for row in rows])
-
-
-def _joined(names: list[str]) -> str:
-    """'A, B and C'; where a name has a comma itself, 'A; B; and C'."""
-    if len(names) == 1:
-        return names[0]
-    comma, last = ("; ", "; and ") if any("," in name for name in names) else (", ", " and ")
-    return f"{comma.join(names[:-1])}{last}{names[-1]}"
-
-
-def _kib(row: Row) -> str:
-    size = row["file"]
-    return f"{size / 2**10:,.0f} KiB" if size >= 2**13 else f"{size:,.0f} bytes"
-
-
-def _mib(row: Row) -> str:
-    return f"{row['memory'] / 2**20:,.0f} MiB"
-
-
-def _ms(row: Row) -> str:
-    time = 1e3 * row["time"]
-    return f"{time:,.0f} ms" if time >= 100 else f"{time:.3g} ms"
+    shown = within(row["score"], row["interval"])
+    if not apart["n"]:
+        return f"its score is {shown}"
+    return f"its score, {shown}, differs from that of {kept[0]['method']} by {size(apart)}"

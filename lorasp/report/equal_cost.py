@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from lorasp.budgets import UNITS, matched, path_of
+from lorasp.budgets import matched, path_of
 from lorasp.config import Config
 from lorasp.report.claims_view import difference
 from lorasp.report.collect import DONE, Results
@@ -14,6 +14,13 @@ from lorasp.report.tables import DASH
 from lorasp.results import read_json
 
 WORDS = {"trainable": "trained parameters", "memory": "peak memory", "time": "time of training"}
+UNITS = {
+    "trainable": "Trained parameters are counted without the classification head, which every "
+    "method trains whole.",
+    "memory": "Peak memory is that of a simulated training step.",
+    "time": "Time is that of a measured training step, times the steps that are taken for each of "
+    "the other's.",
+}
 Budget = dict[str, Any]
 FACTORS = {"trainable": (1.0, ""), "memory": (2.0**-20, " MiB"), "time": (1e3, " ms a step")}
 
@@ -111,6 +118,5 @@ def _fitted(kind: str, budgets: list[Budget], taken: str, reference: str) -> dic
 
 
 def units(frame: pd.DataFrame) -> str:
-    """What the words of the column 'In' count, for those that occur."""
-    used = [kind for kind, words in WORDS.items() if words in set(frame["In"])]
-    return "; ".join(f"{WORDS[kind]}: {UNITS[kind]}" for kind in used)
+    """How what stands in the column 'In' is counted, for the words that occur."""
+    return " ".join(UNITS[kind] for kind, words in WORDS.items() if words in set(frame["In"]))

@@ -17,10 +17,11 @@ HEAT = "#009e73"
 WIDTH, HEIGHT = 92, 40  # pixels of a cell
 WORDS = {"learning_rate": "learning rate", "batch_size": "batch size"}
 SWEEP_CAPTIONS = {
-    "sweeps": "Mean score over the seeds at every combination of values, with its standard "
-    "deviation and the number of runs. The darker, the higher; maps of one model and task share "
-    "the scale. Ringed: the setting that the paper states; dashed: the one that this "
-    "configuration uses elsewhere. A cell without a run, or with one that diverged, says so."
+    "sweeps": "Each cell is one combination of values: the mean score over its seeds and, below, "
+    "their standard deviation and the number of runs. The stronger the colour, the higher the "
+    "score; maps of one model and task share the scale. A dashed border marks the combination "
+    "that this configuration uses elsewhere, a plain border the one that the paper states, where "
+    "it is among those that were run. A cell without a run, or with one that diverged, says so."
 }
 
 
@@ -226,21 +227,23 @@ def sentences(found: list[Row]) -> list[str]:
             continue
         low, high = (end(good, key=lambda cell: cell["mean"]) for end in (min, max))
         line = (
-            f"{where}: from {low['mean']:.1f} ({_values(low)}) to {high['mean']:.1f} "
-            f"({_values(high)}), a range of {high['mean'] - low['mean']:.1f} points over "
-            f"{len(good)} combinations"
+            f"{where}: mean scores go from {low['mean']:.1f} ({_values(low)}) to "
+            f"{high['mean']:.1f} ({_values(high)}), a range of {high['mean'] - low['mean']:.1f} "
+            f"points over {len(good)} combinations"
         )
         spreads = [cell["sd"] for cell in good if cell["sd"] is not None]
         if spreads:
             runs = sorted({cell["n"] for cell in good})
             counts = str(runs[0]) if len(runs) == 1 else f"{runs[0]} to {runs[-1]}"
             line += (
-                f"; seeds of one combination have a standard deviation of {np.mean(spreads):.1f} "
-                f"on average ({counts} runs each)"
+                f"; part of it is chance, for runs of one combination that differ in their seed "
+                f"alone have a standard deviation of {np.mean(spreads):.1f} on average ({counts} "
+                "runs each)"
             )
         else:
-            line += "; with one run each, what of it is chance cannot be told"
-        line += f"; {lacking} more lack runs or have failed ones." if lacking else "."
+            line += "; with one run each, it cannot be told how much of it is chance"
+        line += f"; {lacking} more lack runs or have failed ones" if lacking else ""
+        line += "."
         lines.append(line + _beside_lora(entry, found))
     return lines
 

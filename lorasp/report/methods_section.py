@@ -20,37 +20,48 @@ from lorasp.report.ranking import (
     ranking_frame,
     rankings,
 )
-from lorasp.report.ranking_figures import RANKING_CAPTIONS, draw_ranking
+from lorasp.report.ranking_figures import RANKING_CAPTIONS, UNDRAWN, draw_ranking
 from lorasp.report.scopes import samples, scopes
 from lorasp.report.tables import Table
 
 FRONT = (
-    "Circled, and joined by the line, is the Pareto front: the best score for at most so much. "
-    "Bars are the 90 % interval of the mean (Student's t), dotted is the untouched base model, a "
-    "hollow mark is a method of which a run failed. A name without room is left out; pointing at "
-    "its mark shows it, and the table has all."
+    "Up and to the left is better. The line joins the circled methods, the Pareto front: no other "
+    "method costs less and scores as high by its mean, which with few seeds can be chance. Bars "
+    "are 90 % intervals of the mean (Student's t); a dotted line, where there is room, is the "
+    "untouched base model; a hollow mark is a method of which a run failed. Point at a mark for "
+    "its name where the plot has no room for it; the tables below name all."
 )
 PARETO_CAPTIONS = {
-    "parameters": f"Score against the number of trained parameters. {FRONT}",
-    "file": f"Score against the size of the file that is saved. {FRONT}",
-    "memory": f"Score against the measured peak memory of a training step. {FRONT}",
-    "time": f"Score against the measured time of a training step. {FRONT}",
+    "parameters": f"Mean score against the number of trained parameters. {FRONT}",
+    "file": f"Mean score against the size of the saved file. {FRONT}",
+    "memory": f"Mean score against the measured peak memory of a training step. {FRONT}",
+    "time": f"Mean score against the measured time of a training step. {FRONT}",
 }
 WORDS = (
     *("About", "Group", "On the front of", "Missing", "Recipe", "Model", "Task", "Equal to", "In"),
-    *("With", "Values", "Setting"),
+    *("With", "Values", "Setting", "Method"),
 )
 FIGURES = {"parameters": "trainable", "file": "file", "memory": "memory", "time": "time"}
 CAPTIONS = PARETO_CAPTIONS | RANKING_CAPTIONS | SWEEP_CAPTIONS
 HOLDS = (
-    "Made from the numbers below, this holds at the scale {scale}: for these models, data, "
-    "settings and seeds, with the recipe {recipe}. What is called shown is so by one-sided t tests "
-    "on differences of the same seed at 0.05, corrected for their number by Holm's method: that a "
-    "method learned more than the margin, over the methods; that it is within the margin of the "
-    "best, over the others; that one is above another, both ways over all pairs, since the same "
-    "scores have picked which one is best. The intervals in brackets (90 %, Student's t) are of "
-    "one difference each and not corrected, so that one without 0 in it shows nothing yet. Memory "
-    "and time are of one measured profile each."
+    "What the runs of this page advise. It holds for the scale {scale} and the recipe {recipe}: "
+    "for these models, data, settings and seeds, and says nothing of larger models. 'Shown' is "
+    "what a statistical test shows. 'Inconclusive' is what these runs cannot tell, which does not "
+    "mean that methods are equal. In brackets are 90 % intervals."
+)
+DECIDED = (
+    "Every test is a t test at 0.05 on the differences between runs of the same seed, corrected "
+    "for the number of tests by Holm's method.",
+    "Three things are tested. Has a method learned, that is, does it score higher than the "
+    "untouched model by more than the margin (one-sided, corrected over the methods)? Does it lose "
+    "less than the margin to the method with the highest mean (one-sided, over the others)? Which "
+    "of two methods scores higher (two-sided, over all pairs, because the same scores have picked "
+    "the highest mean)?",
+    "The margin is the one within which the claims on this page call a method no worse on these "
+    "tasks.",
+    "An interval in brackets is Student's t for one mean or one difference alone, without that "
+    "correction. So an interval of a difference that leaves out 0 does not yet show a difference.",
+    "Memory and time come from one measurement of each method. Quartiles are those of its steps.",
 )
 
 
@@ -68,7 +79,8 @@ def methods_section(
     chances = pairs(places, config["verdicts"]["recipe"])
     swept = maps(config, every)
     equal = equal_cost_frame(config, results, places)
-    figures = draw_ranking(config, ranked, chances, stamp)
+    ranking_figures = draw_ranking(config, ranked, chances, stamp)
+    figures = dict(ranking_figures)
     figures |= {name: pareto(config, points, cost, stamp) for name, cost in FIGURES.items()}
     figures |= draw_sweeps(swept, stamp)
     listed = [
@@ -89,7 +101,9 @@ def methods_section(
         "holds": NO_SCORE_COUNTS
         if "no_result" in config
         else HOLDS.format(scale=config["scale"], recipe=config["verdicts"]["recipe"]),
+        "decided": [] if "no_result" in config else list(DECIDED),
         "rankings": listed,
+        "undrawn": UNDRAWN if not ranking_figures else "",
         "notes": [*NOTES, NORMALISED] if any(e["over_all"] for e in listed) else list(NOTES),
         "costs": sorted(costs, key=lambda entry: not entry["decides"]),
         "equal": equal,

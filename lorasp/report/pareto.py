@@ -24,6 +24,7 @@ COSTS = {  # by name: what it is, its unit and its factor
     "memory": ("peak memory of a step", "MiB", 2.0**-20),
     "time": ("time of a step", "ms", 1e3),
 }
+SHORT = {"trainable": "parameters", "file": "file", "memory": "memory", "time": "time"}
 SIZE = (500, 290)
 LONGEST = 26  # letters of a name in a plot
 
@@ -271,7 +272,7 @@ def _told(row: Row) -> dict[str, str]:
         "Trained share": "not known" if share is None else f"{share:.3g} %",
     }
     told |= {_heading(cost): _amount(row[cost], cost) for cost in COSTS}
-    fronts = ", ".join(COSTS[cost][0] for cost in row["fronts"])
+    fronts = ", ".join(SHORT[cost] for cost in row["fronts"])
     return told | {"On the front of": fronts or NO_PLACE, "Missing": row["missing"]}
 
 

@@ -18,29 +18,30 @@ Row = dict[str, Any]
 NO_PLACE = DASH
 FEWEST = 4  # runs of which a quarter is one
 NOTES = (
-    "Places are by mean score. Intervals of a mean are Student's at 90 %, as everywhere on this "
-    "page; of one run, or of equal ones, there is none.",
-    "P(X > Y) is the probability of improvement: how probably a run of X scores higher than a "
-    "run of Y (Mann-Whitney's U over the number of pairs, a tie one half), averaged over the "
-    "tasks, with its 95 % stratified bootstrap interval in brackets: runs are drawn again within "
-    "each task. It says how often, not by how much. It is unpaired by definition, although runs "
-    "of one seed share it here.",
-    "With few seeds such an interval is too narrow: of two equal methods with 2, 3 or 5 runs each "
-    "it leaves out 0.5 in 30, 20 or 10 % of cases instead of 5, anew for every pair, and [1.00, "
-    "1.00] says only that every run of one scored above every run of the other. So it shows no "
-    "difference; what is shown stands under 'What to use when'. Where a task has one run there is "
-    "no interval; among several tasks it is left out.",
-    "A run that diverged, or whose metric is undefined, has no score. In P(X > Y) it loses to "
-    "every run that has one. Its method keeps the mean of its other runs in this list and has no "
-    "place. Runs that were not made are counted in the last column.",
+    "Methods are placed by their mean score. In brackets is its 90 % interval (Student's t), as "
+    "everywhere on this page; a mean of one run, or of equal runs, has none.",
+    "P(X > Y) is the probability of improvement: how probably a run of X scores higher than a run "
+    "of Y. It is the share of the pairs of their runs in which it does, a tie counting one half "
+    "(Mann-Whitney's U), averaged over the tasks. It says how often X scores higher, not by how "
+    "much, and does not pair the runs of one seed.",
+    "In brackets after P(X > Y) is its 95 % bootstrap interval, for which runs are drawn again "
+    "within each task. With few seeds it is too narrow, so it shows no difference: with 2, 3 or 5 "
+    "runs of two equally good methods it leaves out the even chance, 0.5, in 30, 20 or 10 % of "
+    "cases instead of 5. [1.00, 1.00] says only that every run of X scored above every run of Y. "
+    "Which differences are shown is told under 'What to use when'.",
+    "Among several tasks, those of which a method has one run are left out of P(X > Y); where "
+    "there are no others they count, without an interval.",
+    "A run that diverged, or whose metric is undefined, has no score: in P(X > Y) it loses to "
+    "every run that has one. Its method has no place, and the mean shown is that of its other "
+    "runs. Runs that are not made yet are counted in the last column.",
 )
 NORMALISED = (
-    "Over several tasks scores are normalised: 0 is the mean of the untouched base model on the "
-    "model and task, 1 the best mean of any method there. The place is by the mean over the "
-    "tasks; the interquartile mean (IQM) cuts off the lowest and the highest quarter of all "
-    "runs, rounded down to whole runs, so that no single one decides it, and has a 95 % stratified "
-    "bootstrap interval, which is too narrow with few seeds. Of fewer than four runs nothing would "
-    "be cut off, and none is given. Every run counts once."
+    "Over several tasks scores are normalised first: on each pair of model and task 0 is the mean "
+    "of the untouched base model, 1 that of the best method. Methods are placed by the mean of "
+    "these over the tasks. The interquartile mean (IQM) is the mean of all their runs without the "
+    "lowest and the highest quarter, rounded down to whole runs, so that no single run decides "
+    "it. Its bootstrap interval (95 %) is too narrow with few seeds as well. Of fewer than four "
+    "runs nothing would be cut off, so none is given."
 )
 
 

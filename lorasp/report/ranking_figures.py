@@ -13,16 +13,21 @@ Figure = alt.ConcatChart | alt.Chart
 CELL, MOST = 27, 32  # pixels of a cell of the matrix, and methods in it
 WINS, LOSES = "#0072b2", "#d55e00"
 RANKING_CAPTIONS = {
-    "ranking": "The ranking over several tasks: normalised interquartile mean, and probability "
-    "of improvement over LoRA and full fine-tuning, with 95 % stratified bootstrap intervals, "
-    "which are too narrow with few seeds and so show no difference. The upright line is an even "
-    "chance. A mark without a bar has one run on some task.",
-    "improvement": "Probability in percent that a run of the row's method scores higher than a "
-    "run of the column's, averaged over the pairs of model and task that both were planned for. "
-    "Blue: the row wins; orange: the column. Empty: no runs in common. No cell is "
-    "marked, since bootstrap intervals are too narrow with few seeds and the pairs are many. More "
-    "methods than fit are in tables/improvement.csv.",
+    "ranking": "The methods in the order of the ranking, with the probability that a run of each "
+    "scores higher than one of LoRA, or of full fine-tuning (FT), and over several tasks with the "
+    "interquartile mean of the normalised scores. The upright line is an even chance. Bars are "
+    "95 % bootstrap intervals, which are too narrow with few seeds and so show no difference; a "
+    "mark without a bar has one run on some task.",
+    "improvement": "Probability, in percent, that a run of the method on the left scores higher "
+    "than a run of the method above, averaged over the pairs of model and task that both have "
+    "runs of. Blue: the one on the left is more often higher; orange: the one above. Cells without "
+    "a number have no runs in common. No difference is marked as shown: bootstrap intervals are "
+    "too narrow with few seeds, and the pairs are many. All pairs are in tables/improvement.csv.",
 }
+UNDRAWN = (
+    "No figure: there are no two methods yet with runs on the same model and task, with the recipe "
+    "that decides."
+)
 
 
 def draw_ranking(
@@ -31,12 +36,13 @@ def draw_ranking(
     found: dict[tuple[str, str], Estimate],
     stamp: str,
 ) -> dict[str, Figure]:
-    """Both figures by their file names, for the recipe that decides."""
+    """Both figures by their file names, for the recipe that decides; one without marks is none."""
     mine = [ranking for ranking in rankings if ranking["decides"]]
     over_all = [ranking for ranking in mine if ranking["over_all"]]
     panels = [panel for ranking in (over_all or mine)[:2] for panel in _row(config, ranking, stamp)]
     matrix = [_matrix(config, (over_all or mine)[:1], found, stamp)] if found else []
-    return {"ranking": grid(panels, 3, (40, 90)), "improvement": grid(matrix, 1, (40, 70))}
+    drawn = {"ranking": (panels, 3, (40, 90)), "improvement": (matrix, 1, (40, 70))}
+    return {name: grid(*parts) for name, parts in drawn.items() if parts[0]}
 
 
 def _row(config: Config, ranking: Row, stamp: str) -> list[Panel]:

@@ -284,6 +284,9 @@ def test_nothing_is_watched_between_measurements() -> None:
         step(model, optimizer, number)
         assert (before != [float(a.importance) for a, _ in pairs(model)]) == watched[-1]
     assert [number for number, is_watched in enumerate(watched, 1) if is_watched] == [1, 2, 15, 16]
+    for total in (20, 20, 200):  # begun anew, and the last time with nothing to watch yet
+        hooks.begin(model, optimizer, total)
+        assert len(model.base_model.model[0]._forward_pre_hooks) == (total == 20)
 
 
 def test_a_step_that_overflowed_says_nothing() -> None:

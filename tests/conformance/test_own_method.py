@@ -146,6 +146,7 @@ def test_a_place_that_will_not_do_is_refused(project: Path, code: str, message: 
         ("class Mine: ...", "Mine is no method; allowed is a subclass of lorasp.Delta"),
         ("Mine = 3", "int is no method"),
         ("from lorasp import Delta as Mine", "Delta is no method"),
+        ("from lorasp import Delta\nclass Mine(Delta): ...", r"Mine has no forward\(self, weight\)"),
         ("from peft import PeftConfig\nclass Mine(PeftConfig): ...", "not registered with PEFT"),
         ("import os\n1 / 0\n", r"mine\.py, line 2: ZeroDivisionError: division by zero"),
         ("def f():\n    import nothing_here\nf()", r"mine\.py, line 2: ModuleNotFoundError: No "),
@@ -172,6 +173,7 @@ def test_a_constructor_that_fails_is_told_with_its_line(
         "    def __init__(self, o, i, g):",
         "        super().__init__(o, i, g)",
         "        {}[3]",
+        "    def forward(self, weight): ...",
     ]
     Path("methods/mine.py").write_text("\n".join(lines))
     own = {"extends": "smoke.yaml", "methods": {"mine": {"code": "methods/mine.py:Mine"}}}

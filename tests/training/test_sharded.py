@@ -84,9 +84,12 @@ def test_two_processes_train_as_one(
     assert files[0] == files[1]
     expected, found = adapter_of(folder), adapter_of(shared_folder)
     assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5)
     resolved = resolve(config, Cell(**shared["cell"]))
+    # Adam moves an entry of almost no gradient by what rounding makes of it times the rate, and
+    # LoRA+ has B's rate many times as high
+    fold = resolved["method"]["settings"].get("optimizer", {}).get("loraplus_lr_ratio", 1)
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-5 * fold)
     restored = restore_model(resolved, MODELS / model, shared_folder)  # on one device
     assert not any("DTensor" in type(weight.data).__name__ for weight in restored.parameters())
 

@@ -12,6 +12,7 @@ rule budget:
         f"{RESULTS}/budget/{{model}}/{{method}}.log",
     benchmark:
         f"{RESULTS}/budget/{{model}}/{{method}}.tsv"
+    priority: 1
     conda:
         "../../envs/plan.yaml"
     params:

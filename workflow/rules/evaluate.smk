@@ -13,6 +13,7 @@ rule evaluate:
         f"{RUN}/evaluate.txt",
     benchmark:
         f"{RUN}/evaluate.tsv"
+    priority: 1
     conda:
         "../../envs/evaluate.yaml"
     threads: THREADS

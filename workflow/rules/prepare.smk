@@ -10,6 +10,7 @@ rule prepare_dataset:
         f"{RESULTS}/logs/prepare-{{dataset}}.log",
     benchmark:
         f"{RESULTS}/logs/prepare-{{dataset}}.tsv"
+    priority: 1
     conda:
         "../../envs/prepare.yaml"
     params:
@@ -29,6 +30,7 @@ rule prepare_model:
         f"{RESULTS}/logs/prepare-model-{{model}}.log",
     benchmark:
         f"{RESULTS}/logs/prepare-model-{{model}}.tsv"
+    priority: 1
     conda:
         "../../envs/prepare.yaml"
     params:
@@ -49,6 +51,7 @@ rule prepare_tokens:
         f"{RESULTS}/logs/tokens-{{model}}-{{task}}.log",
     benchmark:
         f"{RESULTS}/logs/tokens-{{model}}-{{task}}.tsv"
+    priority: 1
     conda:
         "../../envs/prepare.yaml"
     params:

@@ -11,6 +11,7 @@ rule profile:
         f"{RESULTS}/profile/{{model}}/{{method}}.log",
     benchmark:
         f"{RESULTS}/profile/{{model}}/{{method}}.tsv"
+    priority: 1
     conda:
         "../../envs/profile.yaml"
     threads: os.cpu_count()

@@ -6,7 +6,7 @@ rule report:
         metrics=metrics_of(CELLS),
         profiles=PROFILES,
         audit="results/audit.json",
-        simulated=SIMULATIONS,
+        simulated=AWAITED,
         benches=BENCHES,
     output:
         page=report(f"{REPORT}/report.html", caption="../report/report.rst", category="Report"),

@@ -1,4 +1,5 @@
 # Memory and operations of training steps at the paper's scale, on fake tensors: the same for every scale.
+# What the runs need has a higher priority.
 
 
 rule simulate:

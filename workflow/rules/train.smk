@@ -13,6 +13,7 @@ rule train:
         f"{RUN}/log.txt",
     benchmark:
         f"{RUN}/train.tsv"
+    priority: 1
     conda:
         "../../envs/train.yaml"
     threads: train_threads

@@ -25,13 +25,15 @@ def parser() -> argparse.ArgumentParser:
     _train(command("train", "train one run"))
     _cell(command("evaluate", "evaluate one trained run"))
     _profile(command("profile", "measure step time and memory of a method on a model"))
-    _budget(command("budget", "fit a method to what another one has of parameters, memory or time"))
+    _budget(
+        command("budget", "give a method as many parameters, as much memory or time as another")
+    )
     _plan(command("plan", "say what a scale will take before it runs: GPUs, hours, disk"))
     _simulate(command("simulate", "memory and operations of a training step, without a GPU"))
     _report(command("report", "write the report of a scale"))
     _audit(command("audit", "check the papers' numbers, equations and labels"))
     _doctor(command("doctor", "say what this machine can run, what is missing, and what mends it"))
-    _methods(command("methods", "list the methods, their sources and settings"))
+    _methods(command("methods", "list the methods and what each trains; check or begin one"))
     _bench(command("bench", "measure the suite beside what people use today, side by side"))
     rehearsal = command("rehearse", "run a command with a stand-in for the Hugging Face hub")
     rehearsal.add_argument("--config", type=Path, default=Path("config/rehearse.yaml"))
@@ -89,15 +91,19 @@ def _train(added: argparse.ArgumentParser) -> None:
     )
 
 
-def _profile(added: argparse.ArgumentParser) -> None:
+def _profile(added: argparse.ArgumentParser, which: str = "a method of the configuration") -> None:
     _config(added)
-    added.add_argument("--model", required=True)
-    added.add_argument("--method", required=True)
+    added.add_argument("--model", required=True, help="a model of the configuration")
+    added.add_argument("--method", required=True, help=which)
 
 
 def _budget(added: argparse.ArgumentParser) -> None:
-    _profile(added)
-    added.add_argument("--out", type=Path, help="the file (default: its place in results/)")
+    _profile(added, "a method that says, by match, what it is to have as much of, and as which")
+    added.add_argument(
+        "--out",
+        type=Path,
+        help="the file (default: results/<scale>/budget/<model>/<method>.json)",
+    )
     _json(added)
 
 
@@ -171,25 +177,33 @@ def _doctor(added: argparse.ArgumentParser) -> None:
 
 
 def _methods(added: argparse.ArgumentParser) -> None:
-    added.add_argument("--config", type=Path, help="include the methods of a configuration")
-    added.add_argument("--model", default="roberta-base", help="count on it (default roberta-base)")
+    added.add_argument("--config", type=Path, help="its methods too, such as config/own.yaml")
+    added.add_argument("--model", default="roberta-base", help="to count on (default roberta-base)")
     added.add_argument(
-        "--cost", action="store_true", help="simulate a step of each: a minute, once"
+        "--cost", action="store_true", help="simulate a step of each too: a minute, once"
     )
     _json(added)
     words = added.add_subparsers(dest="word", metavar="check | new")
-    text = "put methods through the tests that every method goes through"
+    text = "put methods through the tests of conformance, on tiny models; exit code 1 if one fails"
     check = words.add_parser("check", help=text, description=text)
-    check.add_argument("names", nargs="+", metavar="NAME", help="a method, or all")
+    check.add_argument("names", nargs="+", metavar="NAME", help="a method, or all for every one")
     # left out here, what was given before the word holds
     check.add_argument(
-        "--config", type=Path, default=argparse.SUPPRESS, help="take methods from it"
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="its methods too, such as config/own.yaml",
     )
-    check.add_argument("--json", action="store_true", default=argparse.SUPPRESS)
+    check.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="print outcomes as JSON alone",
+    )
     text = "write a small project with a method of your own, to begin from"
     new = words.add_parser("new", help=text, description=text)
-    new.add_argument("folder", type=Path, metavar="FOLDER")
-    new.add_argument("--name", help="of the method (default: that of the folder)")
+    new.add_argument("folder", type=Path, metavar="FOLDER", help="a new one, for the project")
+    new.add_argument("--name", help="the method's name (default: the folder's)")
 
 
 def _bench(added: argparse.ArgumentParser) -> None:

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,15 @@ def test_the_command(make: Make, capsys: pytest.CaptureFixture[str]) -> None:
     assert json.loads(Path("elsewhere.json").read_text()) == found
     assert main([*command[:-1], "lora"]) == 2
     assert "has no match" in capsys.readouterr().err
+
+
+def test_the_examples_of_the_page_are_those_that_ship() -> None:
+    page = (ROOT / "docs/budgets.md").read_text()
+    blocks = [textwrap.dedent(block) for block in re.findall(r"\n\n((?: {4}.*\n)+)", page)]
+    methods, _, sweeps = (yaml.safe_load(b) if "lorasp" not in b else b for b in blocks)
+    mini = yaml.safe_load((ROOT / "config/mini.yaml").read_text())
+    assert mini["methods"] | methods["methods"] == mini["methods"]
+    assert sweeps["sweeps"] == mini["sweeps"][:1]
 
 
 @pytest.mark.slow

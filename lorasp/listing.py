@@ -4,6 +4,7 @@ lorasp methods --model llama-7b --cost
 """
 
 import os
+import signal
 import sys
 import warnings
 from multiprocessing import get_context
@@ -97,9 +98,11 @@ def _answers(questions: list[Question]) -> list[Row]:
 
 
 def _one_thread() -> None:
-    """Each worker has a core of its own."""
+    """Each worker has a core of its own, and ends when the pool says so."""
     import torch
 
+    # the command's own handler raises, and a worker that is past hearing it would never end
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)
 
 

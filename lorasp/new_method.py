@@ -23,6 +23,8 @@ from torch import nn
 class $class_name(Delta):
     """W + M R, of a frozen random R (rank x in) and a trained M (out x rank)."""
 
+    label = "$name"
+    trainable_rule = "r out per adapted matrix (M), and the classification head"
     size = "rank"
 
     def __init__(self, out_features, in_features, generator, rank=8):
@@ -72,15 +74,28 @@ README = """\
 A method for [lorasp](https://arxiv.org/abs/2403.08822). The class in `$module.py` says what becomes
 of a weight; PEFT and lorasp do the rest.
 
-    pip install -e .
+In the environment of lorasp:
+
+    pip install --no-build-isolation --no-deps -e .
     lorasp methods check $name     # the tests that every method goes through
     pytest                         # the same tests
 
-In a configuration of lorasp, `$name` is then a method like any other; its settings are the
+`$name` is then a method like any other, in every configuration of lorasp; it is trained where an
+experiment names it. Save this in lorasp's folder as `config/mine.yaml`; the settings are the
 constructor's arguments after the first three:
 
-    methods:
-      $name: {settings: {rank: 4}}
+```yaml
+extends: smoke.yaml
+scale: mine
+methods:
+  $name: {settings: {rank: 4}}
+experiments:
+  - {models: [roberta-tiny], tasks: [mrpc], methods: [lora, $name], recipes: [tuned], seeds: [0, 1]}
+```
+
+There, `lorasp serve -- snakemake --cores all --config scale=mine` trains both and writes
+`reports/mine/report.html`. Say in `label`, `source` (the docstring's first line) and
+`trainable_rule` of the class what yours is.
 """
 NOT_A_WORD = re.compile(r"[^A-Za-z0-9]+")
 

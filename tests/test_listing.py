@@ -120,6 +120,24 @@ def test_text_has_a_line_for_each_method(rows: dict[str, dict[str, Any]]) -> Non
     assert "causal alone: its shadow network" in told
 
 
+def test_no_head_is_spoken_of_where_there_is_none(
+    rows: dict[str, dict[str, Any]],
+) -> None:
+    headless = dict(rows["dora"], parameters={"trainable": 1, "head": 0, "share": 0.1})
+    assert "classification head" in as_text([rows["dora"]])
+    assert "trains r (in + out) + out per adapted matrix\n" in as_text([headless])
+
+
+def test_it_says_what_it_is_about_and_no_warning_of_pefts(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    methods = {name: table()[name] for name in ("lora", "beft")}
+    listing({"methods": methods}, model="t5-small")  # whose layers have no bias
+    said = capfd.readouterr().err
+    assert "counting what 2 methods train on t5-small: half a minute" in said
+    assert "UserWarning" not in said
+
+
 def test_cost_is_that_of_the_simulated_step_beside_loras() -> None:
     methods = {name: table()[name] for name in ("base", "lora", "lora-sp", "waveft")}
     found = {row["name"]: row for row in listing({"methods": methods}, cost=True)}

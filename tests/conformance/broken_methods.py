@@ -111,6 +111,31 @@ class CountsItsCalls(Sound):
         return weight + change * (1 + 0.1 * self.calls * self.training)
 
 
+class DrawsInForward(Sound):
+    """At the start, where M is zero, nothing is to be seen of it."""
+
+    def forward(self, weight):
+        return weight + self.mix @ self.rows * torch.rand(())
+
+
+class MissesItsOwn(Sound):
+    def forward(self, weight):
+        return weight + self.mixx @ self.rows
+
+
+class GivesARow(Sound):
+    """A shape that the product would stretch in silence."""
+
+    def forward(self, weight):
+        return super().forward(weight)[:1]
+
+
+class HasNoForward(Delta):
+    def __init__(self, out_features, in_features, generator):
+        super().__init__(out_features, in_features, generator)
+        self.mix = nn.Parameter(torch.zeros(out_features, in_features))
+
+
 class Swapped(Sound):
     """Inputs and outputs in each other's place: in a square matrix it is sound."""
 

@@ -16,7 +16,15 @@ import yaml
 
 from lorasp import plugins
 from lorasp.cli import main
-from lorasp.config import decisive, decisive_step, load_config, parse_cell, resolve, resolve_method
+from lorasp.config import (
+    cells,
+    decisive,
+    decisive_step,
+    load_config,
+    parse_cell,
+    resolve,
+    resolve_method,
+)
 from lorasp.data.prepare import prepare_dataset, prepare_model, prepare_tokens
 from lorasp.errors import UsageError
 from lorasp.methods import table
@@ -57,7 +65,7 @@ def test_the_page_s_method_passes_the_checks(
 ) -> None:
     assert main(["methods", "check", "random-rows", "--config", "config/own.yaml", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {one["outcome"] for one in found} == {"passed"} and len(found) == 3 * 18
+    assert {one["outcome"] for one in found} == {"passed"} and len(found) == 3 * 19
     assert {one["method"] for one in found} == {"random-rows"}
 
 
@@ -126,7 +134,7 @@ def test_a_changed_file_trains_again(project: Path) -> None:
         ("/etc/outside.py:Mine", "a path inside this folder"),
         ("a/../../outside.py:Mine", "a path inside this folder"),
         ("methods/random_rows.py", "allowed is FILE.py:CLASS"),
-        ("methods/none.py:Mine", "names methods/none.py, and there is no such file"),
+        ("methods/none.py:Mine", "names methods/none.py, and there is no such file; write it"),
     ],
 )
 def test_a_place_that_will_not_do_is_refused(project: Path, code: str, message: str) -> None:
@@ -146,7 +154,10 @@ def test_a_place_that_will_not_do_is_refused(project: Path, code: str, message: 
         ("class Mine: ...", "Mine is no method; allowed is a subclass of lorasp.Delta"),
         ("Mine = 3", "int is no method"),
         ("from lorasp import Delta as Mine", "Delta is no method"),
-        ("from lorasp import Delta\nclass Mine(Delta): ...", r"Mine has no forward\(self, weight\)"),
+        (
+            "from lorasp import Delta\nclass Mine(Delta): ...",
+            r"Mine has no forward\(self, weight\)",
+        ),
         ("from peft import PeftConfig\nclass Mine(PeftConfig): ...", "not registered with PEFT"),
         ("import os\n1 / 0\n", r"mine\.py, line 2: ZeroDivisionError: division by zero"),
         ("def f():\n    import nothing_here\nf()", r"mine\.py, line 2: ModuleNotFoundError: No "),
@@ -184,6 +195,104 @@ def test_a_constructor_that_fails_is_told_with_its_line(
     assert {one["check"] for one in failed} == {"builds"} and len(failed) == 3
     assert "mine.py, line 5: KeyError: 3" in failed[0]["because"]
     assert "1 of 1 methods failed: mine" in shown.err
+
+
+def test_a_faulty_entry_is_named_and_not_those_like_it(project: Path) -> None:
+    def problem(**entry: Any) -> str:
+        own = {"extends": "smoke.yaml", "methods": {"z": entry, "a": {"like": "z"}}}
+        Path("config/bad.yaml").write_text(yaml.safe_dump(own))
+        with pytest.raises(UsageError) as error:
+            load_config(Path("config/bad.yaml"))
+        return str(error.value)
+
+    assert "methods.z.trainable_rule: 5 is not" in problem(like="lora", trainable_rule=5)
+    without_class = problem(code="methods/random_rows.py")
+    assert "methods.z.code: found 'methods/random_rows.py'; allowed is FILE.py:CLASS" in (
+        without_class
+    )
+    misspelt = problem(cod="methods/random_rows.py:RandomRows")
+    assert "methods.z: " in misspelt and " like, " in misspelt and " code, " in misspelt
+
+
+def test_a_method_without_a_run_is_told_with_what_to_add(project: Path) -> None:
+    own = yaml.safe_load(block("yaml"))
+    own["experiments"][0]["methods"] = ["lora"]
+    Path("config/bad.yaml").write_text(yaml.safe_dump(own))
+    with pytest.raises(UsageError) as error:
+        cells(load_config(Path("config/bad.yaml")), "random-rows")
+    said = str(error.value)
+    assert "random-rows is a method, but in no experiment of own; add it to" in said
+    written = re.findall(r"'([^']+)'", said)
+    assert [line.partition(":")[0] for line in written] == ["extends", "scale", "experiments"]
+    written[0] = "extends: bad.yaml"  # of the scale own, whose file is another here
+    Path("config/mine.yaml").write_text("\n".join(written))
+    runs = cells(load_config(Path("config/mine.yaml")), "random-rows")
+    assert [str(run) for run in runs] == ["roberta-tiny mrpc random-rows tuned seed-0"]
+
+
+def test_whole_configurations_of_the_page_and_the_template_train_the_method(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    offer(project / "site", "mineown", "my-method = mineown:RandomRows", block("python"))
+    monkeypatch.syspath_prepend(project / "site")
+    write_project(Path("my-method"), "my-method", {})
+    readme = Path("my-method/README.md").read_text()
+    (written,) = re.findall(r"```yaml\n(.*?)```", readme, re.DOTALL)
+    assert written in PAGE
+    Path("config/mine.yaml").write_text(written)
+    config = load_config(Path("config/mine.yaml"))
+    assert [cell.method for cell in cells(config, "my-method")] == ["my-method"] * 2
+    assert config["methods"]["my-method"]["settings"] == {"rank": 4}
+    said = plugins.described(Path("my-method/my_method.py"), "MyMethod")
+    assert said["label"] == "my-method" and said["trainable_rule"].startswith("r out per adapted")
+
+
+def test_an_unknown_method_is_told_where_else_to_look(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["methods", "check", "random-rows"]) == 2
+    assert "own are found with --config FILE" in capsys.readouterr().err
+    assert main(["methods", "check", "random-row", "--config=config/own.yaml"]) == 2
+    assert "--config FILE" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("json_alone", [False, True])
+def test_of_all_methods_those_with_a_failure_have_a_table(
+    project: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    json_alone: bool,
+) -> None:
+    from lorasp.conformance import ARCHITECTURES, CHECKS, run
+
+    found = {"lora": "passed", "dora": "failed", "osf": "excused", "pissa": "not applicable"}
+
+    def outcomes(method: dict[str, Any]) -> list[dict[str, str]]:
+        name = method["name"]
+        said = {"method": name, "because": f"of {name}"}
+        every = [{**said, "check": c, "architecture": a} for a in ARCHITECTURES for c in CHECKS]
+        return [{**one, "outcome": "passed"} for one in every[1:]] + [
+            {**every[0], "outcome": found[name]}
+        ]
+
+    monkeypatch.setattr(run, "check_everywhere", outcomes)
+    few = {name: table()[name] for name in found}
+    monkeypatch.setattr("lorasp.commands.table", lambda: few)
+    assert main(["methods", "check", "all", *(["--json"] if json_alone else [])]) == 1
+    shown = capsys.readouterr()
+    assert "1 of 4 methods failed: dora" in shown.err
+    if json_alone:
+        assert len(json.loads(shown.out)) == 4 * 3 * 19
+        return
+    lines = shown.out.splitlines()
+    assert "lora: 57 passed" in lines and "pissa: 56 passed, 1 not applicable" in lines
+    assert "of dora" in shown.out and "of osf" in shown.out and "of pissa" not in shown.out
+    assert lines[-4:] == [
+        "4 methods on encoder, seq2seq, causal:",
+        "  2 passed every check that applies to them",
+        "  1 have an excused failure: osf",
+        "  1 FAILED: dora",
+    ]
 
 
 def test_a_name_of_the_suite_s_own_is_refused(project: Path) -> None:

@@ -55,6 +55,12 @@ def test_a_sound_method_passes_every_check(architecture: str) -> None:
     ("name", "expected"),
     [
         ("TrainsNothing", {"builds"}),
+        ("HasNoForward", {"builds"}),
+        ("CountsItsCalls", {"runs"}),
+        ("DrawsInForward", {"runs"}),
+        ("MissesItsOwn", {"runs"}),
+        ("GivesARow", {"runs"}),
+        ("Swapped", {"runs"}),
         ("TakesAnything", {"refuses unknown"}),
         ("StartsElsewhere", {"starts at base"}),
         ("DrawsByChance", {"is seeded"}),
@@ -65,7 +71,6 @@ def test_a_sound_method_passes_every_check(architecture: str) -> None:
         # what these do cannot be hidden from other checks
         ("HasASpare", {"trains all", "counts"}),
         ("NeverLearns", {"trains all", "lowers the loss"}),
-        ("CountsItsCalls", {"recomputes", "resumes"}),
         ("IsNotSized", {"grows"}),
         ("Shrinks", {"grows"}),
         ("CannotBeSimulated", {"has costs"}),
@@ -127,7 +132,29 @@ def test_limits_name_no_check_that_is_needed_or_unknown(name: str) -> None:
 
 def test_inputs_and_outputs_cannot_be_taken_for_each_other() -> None:
     for architecture in ("encoder", "seq2seq", "causal"):
-        assert failed("Swapped", architecture) >= {"starts at base", "lowers the loss"}
+        assert failed("Swapped", architecture) == {"runs"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("MissesItsOwn", "broken_methods.py, line "),
+        ("DrawsInForward", "found others, and the backward pass calls it again"),
+        ("GivesARow", "expected an adapted weight of the shape 64 x 64, as the base"),
+    ],
+)
+def test_what_does_not_run_is_told_once(name: str, words: str) -> None:
+    found = check(resolved(name), "causal")
+    assert [one["outcome"] for one in found] == ["passed", "failed"] + ["not applicable"] * 17
+    assert words in found[1]["because"]
+    assert {one["because"] for one in found[2:]} == {"it does not run"}
+
+
+def test_a_forward_pass_that_counts_fails_where_it_comes_to_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(CHECKS, "runs", start.builds)  # which finds it first
+    assert failed("CountsItsCalls") == {"recomputes", "resumes"}
 
 
 def test_nan_does_not_start_at_the_base() -> None:

@@ -70,7 +70,7 @@ def advice(
             names = [f"{row['method']} ({row['missing'] or 'no score'})" for row in left_out]
             sentences.append(f"Not considered: {joined(names)}.")
         if absent := [f"{row['method']} ({row['missing']})" for row in kept if row["missing"]]:
-            sentences.append(f"Considered with the runs that there are: {joined(absent)}.")
+            sentences.append(f"Considered with the runs that there are: {some(absent)}.")
         sentences.append(_few_seeds(whole))
         title = f"{scope.model} on {', '.join(scope.tasks)}"
         found.append({"title": title, "sentences": [line for line in sentences if line]})
@@ -196,7 +196,9 @@ def _open(kept: list[Row], alike: list[Row], between: Gap) -> str:
         told = f"{others} ({some_of(alike)}) may be as good"
     elif len(lower) <= min(len(alike), MOST):
         rest = "the other" if len(alike) == 1 else f"any of the other {len(alike)}"
-        told = f"{names_of(lower)} {_is(len(lower))} shown to score lower, {rest} may be as good"
+        told = (
+            f"only {names_of(lower)} {_is(len(lower))} shown to score lower, {rest} may be as good"
+        )
     else:
         rest = "the other is" if len(lower) == 1 else f"the other {len(lower)} are"
         told = f"{some_of(alike)} may be as good, {rest} shown to score lower"
@@ -219,18 +221,18 @@ def _smallest(
         return f"{lead}: the size of the best method's is not known."
     least = min(known, key=lambda row: row["file"])
     same = [row for row in known if is_same(row, least, "file")]
-    told = f"{lead}: {names_of(same)}, {kib(least)}, the smallest that "
-    if kept[0] in same:
-        others = "; no smaller one" if len(same) > 1 else f": no file smaller than its {kib(least)}"
-        told = f"{lead}: {names_of(same)}{others} is shown to lose less than {margin:.1f} points"
-    else:
-        told += f"is shown to lose less than {margin:.1f} points to {kept[0]['method']}; "
-        told += _below(same[0], kept, between)
+    lost = f"shown to lose less than {margin:.1f} points"
     smaller = [row for row in untold if row["file"] and row["file"] < least["file"] * (1 - ALIKE)]
+    if kept[0] in same:
+        told = f"{lead}: {'inconclusive. No' if smaller else 'no'} method with a smaller file than "
+        told += f"{names_of(same)} ({kib(least)}) is {lost}"
+    else:
+        told = f"{lead}: {names_of(same)}, {kib(least)}, the smallest that is {lost} to "
+        told += f"{kept[0]['method']}; {_below(same[0], kept, between)}"
     if smaller:
         smaller.sort(key=lambda row: row["file"])
         sizes = [f"{row['method']} ({kib(row)})" for row in smaller]
-        told += f". Inconclusive, since they may lose less or more: {some(sizes)}"
+        told += f". Smaller ones may be as good: {some(sizes)}"
     return f"{told}."
 
 
@@ -282,11 +284,10 @@ def _among(good: list[Row], cheapest: list[Row], cost: str, unit: Amount, margin
     if margin is None or not known or any(row in cheapest for row in known):
         return ""
     least = min(known, key=lambda row: row[cost])
-    told = f"{least['method']}, {unit(least)}"
-    lost = f"shown to lose less than {margin:.1f} points to the best"
     if len(good) == 1:
-        return f". No method is {lost}, {told}"
-    return f". The cheapest that is {lost}: {told}"
+        return f". {least['method']} itself takes {unit(least)}"
+    lost = f"shown to lose less than {margin:.1f} points to the best"
+    return f". The cheapest that is {lost}: {least['method']}, {unit(least)}"
 
 
 def _budgets(kept: list[Row], between: Gap, order: Above) -> list[str]:
@@ -305,13 +306,14 @@ def _budgets(kept: list[Row], between: Gap, order: Above) -> list[str]:
             continue  # a larger budget buys nothing better
         before, alike = top, _alike(inside, order)
         lead = f"With at most {10**power:,} trained parameters"
-        shown = f"{top['method']}, which trains {top['trainable']:,.0f},"
-        if len(inside) == 1:
+        count = f"{top['trainable']:,.0f}"
+        shown = f"{top['method']}, which trains {count},"
+        if top is kept[0]:
+            lines.append(f"{lead}: as in the first line; {top['method']} trains {count}.")
+        elif len(inside) == 1:
             lines.append(f"{lead}: {shown} is the only one, with {score(top)}.")
         elif not alike:
-            lines.append(
-                f"{lead}: {shown} with {score(top)}; all others are shown to score lower."
-            )
+            lines.append(f"{lead}: {shown} with {score(top)}; all others are shown to score lower.")
         else:
             lines.append(
                 f"{lead}: inconclusive. {shown} has the highest mean, {score(top)}; "

@@ -22,7 +22,11 @@ UNITS = {
     "the other's.",
 }
 Budget = dict[str, Any]
-FACTORS = {"trainable": (1.0, ""), "memory": (2.0**-20, " MiB"), "time": (1e3, " ms a step")}
+FACTORS = {  # of a unit, with the digits that are told
+    "trainable": (1.0, "", ",.6g"),
+    "memory": (2.0**-20, " MiB", ",.4g"),
+    "time": (1e3, " ms a step", ",.4g"),
+}
 
 
 def equal_cost_frame(
@@ -61,8 +65,8 @@ def equal_cost_frame(
                     "Method": labels[0],
                     "Equal to": labels[1],
                     "In": WORDS[kind],
-                    **_fitted(kind, budgets, _steps(mine), _steps(others)),
                     "Score difference": difference(apart) if apart["n"] else "no pair of runs",
+                    **_fitted(kind, budgets, _steps(mine), _steps(others)),
                     "Missing": "; ".join(
                         f"{label}: {told}"
                         for label, told in zip(labels, missing, strict=False)
@@ -97,15 +101,15 @@ def _fitted(kind: str, budgets: list[Budget], taken: str, reference: str) -> dic
     """How nearly a budget was reached, with which settings, and of a time in how many steps."""
     if not budgets:
         return {"Asked": "not fitted", "Achieved": "not fitted", "Off": DASH, "With": DASH}
-    factor, unit = FACTORS[kind]
+    factor, unit, digits = FACTORS[kind]
     asked, achieved, off, told = [], [], [], []
     for budget in budgets:
-        asked.append(f"{budget['asked'] * factor:,.6g}{unit}")
+        asked.append(f"{budget['asked'] * factor:{digits}}{unit}")
         if budget["achieved"] is None:  # fitted before the rows were known
             achieved.append(DASH)
             off.append(DASH)
         else:
-            achieved.append(f"{budget['achieved'] * factor:,.6g}{unit}")
+            achieved.append(f"{budget['achieved'] * factor:{digits}}{unit}")
             off.append(f"{100 * budget['off']:+.2f} %".replace("-", "\N{MINUS SIGN}"))
         chosen = [f"{key} {value:g}" for key, value in budget["settings"].items()]
         if kind == "time":

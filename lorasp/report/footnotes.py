@@ -27,9 +27,20 @@ def footnotes(config: Config, used: set[str]) -> list[dict[str, Any]]:
     ]
 
 
+def named_in(readings: list[dict[str, Any]], *shown: pd.DataFrame) -> list[dict[str, Any]]:
+    """Those of the marked methods that one of these tables names."""
+    return [
+        reading
+        for reading in readings
+        if any(frame[c].eq(reading["label"]).any() for frame in shown for c in frame)
+    ]
+
+
+def told_in(readings: list[dict[str, Any]], sentences: list[str]) -> list[dict[str, Any]]:
+    """Those of the marked methods that one of these sentences names."""
+    return [r for r in readings if any(r["label"] in sentence for sentence in sentences)]
+
+
 def notes_of(frame: pd.DataFrame, readings: list[dict[str, Any]]) -> list[str]:
     """The sentences of the marked methods that a table names."""
-    named = [
-        reading for reading in readings if any(frame[c].eq(reading["label"]).any() for c in frame)
-    ]
-    return [f"{reading['label']}: {reading['text']}" for reading in named]
+    return [f"{reading['label']}: {reading['text']}" for reading in named_in(readings, frame)]

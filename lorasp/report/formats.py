@@ -58,6 +58,11 @@ def markdown(frame: pd.DataFrame, nothing: str = "no runs planned") -> str:
     return "\n".join(f"| {' | '.join(plain(value) for value in row)} |" for row in rows)
 
 
+def filled(frame: pd.DataFrame) -> pd.DataFrame:
+    """A frame of text without its column 'Missing' where nothing is."""
+    return frame.drop(columns="Missing") if set(frame.get("Missing", "?")) == {""} else frame
+
+
 def latex(frame: pd.DataFrame, prose: bool = False) -> str:
     """A frame of text as a LaTeX table; `prose` breaks long texts into lines and over pages."""
     columns = "lll" + "r" * (frame.shape[1] - 3)

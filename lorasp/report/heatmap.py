@@ -242,7 +242,9 @@ def sentences(found: list[Row]) -> list[str]:
             )
         else:
             line += "; with one run each, it cannot be told how much of it is chance"
-        line += f"; {lacking} more lack runs or have failed ones" if lacking else ""
+        if lacking:
+            verbs = ("lacks", "has") if lacking == 1 else ("lack", "have")
+            line += "; {} more {} runs or {} failed ones".format(lacking, *verbs)
         line += "."
         lines.append(line + _beside_lora(entry, found))
     return lines

@@ -41,6 +41,7 @@ WORDS = (
     *("About", "Group", "On the front of", "Missing", "Recipe", "Model", "Task", "Equal to", "In"),
     *("With", "Values", "Setting", "Method"),
 )
+UNBROKEN = ("Score", "Normalised mean", "IQM", "Off", "Score difference")
 FIGURES = {"parameters": "trainable", "file": "file", "memory": "memory", "time": "time"}
 CAPTIONS = PARETO_CAPTIONS | RANKING_CAPTIONS | SWEEP_CAPTIONS
 HOLDS = (
@@ -62,6 +63,19 @@ DECIDED = (
     "An interval in brackets is Student's t for one mean or one difference alone, without that "
     "correction. So an interval of a difference that leaves out 0 does not yet show a difference.",
     "Memory and time come from one measurement of each method. Quartiles are those of its steps.",
+)
+
+
+FITTED = (
+    "Each row is a method whose settings, or number of steps, were fitted so that it takes as much "
+    "of one thing as another method takes. Asked is what the other takes, achieved what the fitted "
+    "method takes, off how far that is from what was asked. The score difference is its mean score "
+    "less that of the other, in points, over the seeds that both have, with its 90 % interval; it "
+    "is of one comparison, without a correction for their number."
+)
+VARIED = (
+    "A method is run with every combination of some values of its settings and of the recipe, all "
+    "else equal. How far the score moves tells how much care the settings need."
 )
 
 
@@ -107,10 +121,13 @@ def methods_section(
         "notes": [*NOTES, NORMALISED] if any(e["over_all"] for e in listed) else list(NOTES),
         "costs": sorted(costs, key=lambda entry: not entry["decides"]),
         "equal": equal,
+        "fitted": FITTED,
         "units": units(equal) if len(equal) else "",
+        "varied": VARIED,
         "sweeps": sentences(swept),
         "maps": sweeps_frame(swept),
         "words": WORDS,
+        "scores": UNBROKEN,
     }
     frames = {
         "ranking": _joined([entry for entry in listed if not entry["over_all"]]),
@@ -124,7 +141,7 @@ def methods_section(
 
 
 def _titled(entry: Row) -> str:
-    return f"{entry['title']}, {entry['recipe']}"
+    return f"{entry['title']}, recipe {entry['recipe']}"
 
 
 def _joined(entries: list[Row]) -> pd.DataFrame:

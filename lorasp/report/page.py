@@ -26,8 +26,8 @@ from lorasp.report.costs import peaks_frame, profile_frame
 from lorasp.report.estimates import estimates_frame
 from lorasp.report.facts import details, duration, notice, numbers, run_groups, summary
 from lorasp.report.figures import CAPTIONS, Figure, draw_all
-from lorasp.report.footnotes import footnotes, marked, notes_of
-from lorasp.report.formats import as_csv, latex, markdown, plain, write, write_frame
+from lorasp.report.footnotes import footnotes, marked, named_in, notes_of, told_in
+from lorasp.report.formats import as_csv, filled, latex, markdown, plain, write, write_frame
 from lorasp.report.heatmap import without_sweeps
 from lorasp.report.judged import judged
 from lorasp.report.methods_section import CAPTIONS as METHODS_CAPTIONS
@@ -157,6 +157,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
     )
     made.filters |= {"anchor": anchor, "plain": plain, "duration": duration, "markdown": markdown}
+    made.filters |= {"named_in": named_in, "told_in": told_in, "frame": as_frame, "filled": filled}
     made.filters["difference"] = claims_view.difference
     return made
 

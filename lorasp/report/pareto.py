@@ -271,7 +271,9 @@ def _told(row: Row) -> dict[str, str]:
         "Seeds": str(row["n"]),
         "Trained share": "not known" if share is None else f"{share:.3g} %",
     }
-    told |= {_heading(cost): _amount(row[cost], cost) for cost in COSTS}
+    told |= {
+        _heading(cost): _amount(row[cost], cost) if row["trained"] else NO_PLACE for cost in COSTS
+    }
     fronts = ", ".join(SHORT[cost] for cost in row["fronts"])
     return told | {"On the front of": fronts or NO_PLACE, "Missing": row["missing"]}
 

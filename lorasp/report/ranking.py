@@ -113,7 +113,7 @@ def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place,
     ]
     return {
         "name": anchor("ranking", inside[0].recipe, *(part for p in inside for part in p[:2])),
-        "title": f"{len(names)} methods over {len(inside)} pairs of model and task: {titles}",
+        "title": f"{len(names)} methods over {len(inside)} pairs of model and task ({titles})",
         "places": inside,
         "over_all": True,
         "rows": _placed(rows, means),

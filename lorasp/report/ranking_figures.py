@@ -20,9 +20,10 @@ RANKING_CAPTIONS = {
     "mark without a bar has one run on some task.",
     "improvement": "Probability, in percent, that a run of the method on the left scores higher "
     "than a run of the method above, averaged over the pairs of model and task that both have "
-    "runs of. Blue: the one on the left is more often higher; orange: the one above. Cells without "
-    "a number have no runs in common. No difference is marked as shown: bootstrap intervals are "
-    "too narrow with few seeds, and the pairs are many. All pairs are in tables/improvement.csv.",
+    "runs of. Blue: the one on the left is more often higher; orange: the one above. Off the "
+    "diagonal, a cell without a number has no runs in common. No difference is marked as shown: "
+    "bootstrap intervals are too narrow with few seeds, and the pairs are many. All pairs are in "
+    "tables/improvement.csv.",
 }
 UNDRAWN = (
     "No figure: there are no two methods yet with runs on the same model and task, with the recipe "

@@ -52,13 +52,14 @@ def _table(
     columns = _apart([column for task in tasks for column in _columns(task)])
     names = [task["name"] for task in tasks]
     runs = results.runs[results.runs["task"].isin(names)]
-    recipes = [recipe for recipe in config["recipes"] if recipe in set(runs["recipe"])]
+    recipes = [UNTRAINED, *config["recipes"]]
     groups = []
     for model in runs["model"].unique():
         planned = set(runs.loc[runs["model"] == model, "method"])
         methods = []
         for method in (name for name in config["methods"] if name in planned):
-            sources = [UNTRAINED] if config["methods"][method]["family"] == "base" else recipes
+            here = runs[(runs["model"] == model) & (runs["method"] == method)]
+            sources = [recipe for recipe in recipes if recipe in set(here["recipe"])]
             rows = _printed(config, model, method, number, columns)
             rows += [_ours(config, results, model, method, recipe, columns) for recipe in sources]
             rows += _verdicts(config, badges, model, method, number, columns)

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from fakes import PROVENANCE, TIMES, smoke, write_run
 from scipy import stats
@@ -11,7 +12,9 @@ from lorasp.claims import load_claims
 from lorasp.config import Config, cells, resolve
 from lorasp.report import write_report
 from lorasp.report.advice import NO_SCORE_COUNTS, advice, margin_of
+from lorasp.report.advice_words import some
 from lorasp.report.collect import collect
+from lorasp.report.footnotes import named_in, told_in
 from lorasp.report.pareto import front_words, methods_frame, pareto_points
 from lorasp.report.scopes import samples, scopes
 from lorasp.report.tables import paper_tables
@@ -87,54 +90,81 @@ PLAN: Plan = {
 def test_every_need_has_its_sentence_with_numbers_and_doubts() -> None:
     lines = told(planted(PLAN))
     low, high = stats.t.interval(0.9, 3, 85.05, stats.sem(PLAN["ft"]["scores"]))
-    best = lines["Best score"]
+    best = lines["If only the score counts"]
     # LoRA-SP is half a point below on average, and its seeds are four points apart
-    assert best.startswith("it cannot be told which. The highest mean is that of FT with 85.0 [")
-    assert f"[{low:.1f}, {high:.1f}] (4 seeds)" in best
-    assert "LoRA-SP is not shown to be below it" in best
-    assert best.endswith("The other 2 methods are shown to be below.")
+    assert best.startswith("inconclusive. FT has the highest mean, 85.0 [")
+    assert f"[{low:.1f}, {high:.1f}] (4 seeds); " in best
+    assert best.endswith("LoRA-SP may be as good, the other 2 are shown to score lower.")
     # within a point of FT LoRA is shown to be (0.4 below, by 0.3 to 0.5), LoRA-SP is not
-    smallest = lines["Smallest file shown to be within 1.0 points of the best"]
-    assert smallest.startswith("LoRA, 78 KiB; its score is 84.7 [84.4, 84.9], −0.4 [")
-    assert "(4 pairs of seeds) from FT" in smallest
-    assert smallest.endswith("Of LoRA-SP (20 KiB) it cannot be told.")
-    memory = lines["Least memory of a step"]
-    assert memory.startswith("LoRA, 400 MiB; its score is 84.7")  # 399 is the same to a hundredth
-    assert memory.endswith("To a hundredth the same: LoRA-SP; and LoRA, r/2.")
-    fastest = lines["Fastest step"]
-    assert fastest.startswith("LoRA, r/2, 100 ms (quartiles 95 to 105); its score is 80.1 [")
-    assert "Not told apart from it, since the quartiles meet: LoRA-SP." in fastest
-    assert fastest.endswith("within 1.0 points of the best: LoRA, 200 ms.")
-    few = lines["At most 10,000 trained parameters"]
-    assert few.startswith("LoRA-SP, which trains 5,000, with 84.5 [")
+    smallest = lines["If the file must be small"]
+    shown = (
+        "LoRA, 78 KiB, the smallest that is shown to lose less than 1.0 points to FT; its score,"
+    )
+    assert smallest.startswith(f"{shown} 84.7 [84.4, 84.9], differs from that of FT by −0.4 [")
+    assert "points (4 pairs of seeds)." in smallest
+    assert smallest.endswith("Smaller ones may be as good: LoRA-SP (20 KiB).")
+    memory = lines["If memory is short"]  # 399 is the same to a hundredth
+    assert memory.startswith("LoRA takes least in a training step, 400 MiB; its score, 84.7")
+    assert memory.endswith("Within 1 % of its memory: LoRA-SP; and LoRA, r/2.")
+    fastest = lines["If time is short"]
+    shown = "LoRA, r/2 has the fastest training step, 100 ms (quartiles 95 to 105); its score, 80.1"
+    assert fastest.startswith(shown)
+    assert "Maybe as fast, since the quartiles overlap: LoRA-SP." in fastest
+    assert fastest.endswith("shown to lose less than 1.0 points to the best: LoRA, 200 ms.")
+    few = lines["With at most 10,000 trained parameters"]
+    assert few.startswith("inconclusive. LoRA-SP, which trains 5,000, has the highest mean, 84.5 [")
     # four points below LoRA-SP, whose seeds spread too far to show it over all pairs
-    assert few.endswith("(4 seeds); LoRA, r/2 is not shown to be below it.")
-    assert lines["At most 100,000 trained parameters"].startswith("LoRA, which trains 20,000, with")
-    assert lines["At most 1,000,000 trained parameters"].startswith("FT, which trains 1,000,000")
+    assert few.endswith("(4 seeds); the other (LoRA, r/2) may be as good.")
+    more = lines["With at most 100,000 trained parameters"]
+    assert more.startswith("inconclusive. LoRA, which trains 20,000, has the highest mean, 84.7")
+    most = lines["With at most 1,000,000 trained parameters"]
+    assert most == "as in the first line; FT trains 1,000,000."
     assert lines["Not considered"] == "LoRA-SP (init) (1 diverged)."
+    assert lines["Few seeds"].startswith("4 runs of each method. So few show only large")
 
 
 def test_a_clear_winner_is_named_with_its_lead() -> None:
     plan = {name: PLAN[name] for name in ("base", "ft", "lora", "lora-half")}
     lines = told(planted(plan))
-    assert lines["Best score"].startswith("FT with 85.0 [")
-    assert (
-        "Every other method is shown to be below it; the next is LoRA, −0.4 [−"
-        in lines["Best score"]
+    best = lines["If only the score counts"]
+    assert best.startswith("FT, with 85.0 [")
+    assert "Every other method is shown to score lower; the next is LoRA, −0.4 [−" in best
+
+
+def test_where_only_the_best_is_as_good_its_costs_are_told_and_what_may_be_too() -> None:
+    plan = {name: PLAN[name] for name in ("base", "ft", "lora-half", "lora-sp")}
+    lines = told(planted(plan))
+    assert lines["If the file must be small"] == (
+        "inconclusive. No method with a smaller file than FT (3,906 KiB) is shown to lose less "
+        "than 1.0 points. Smaller ones may be as good: LoRA-SP (20 KiB)."
     )
+    assert lines["If memory is short"].endswith(". FT itself takes 900 MiB.")
+    assert lines["If time is short"].endswith(". FT itself takes 300 ms.")
+
+
+def test_of_many_names_the_first_are_told_and_of_many_seeds_no_doubt() -> None:
+    assert some(["A", "B", "C"]) == "A, B and C"
+    assert some(list("ABCDE")) == "A, B, C, D and E"  # as long as '1 more'
+    assert some(list("ABCDEF")) == "A, B, C, D and 2 more"
+    plan = {name: dict(PLAN[name]) for name in ("base", "ft", "lora")}
+    for entry in plan.values():
+        entry["scores"] = entry["scores"] * 2 + entry["scores"][:2]
+    assert "Few seeds" not in told(planted(plan))
 
 
 NOBODY = (
-    "none of {} is above the untouched model by more than 1.0 points on the same seeds, or the "
-    "untouched model has no scores or the seeds are too few to tell. Methods that learned nothing "
-    "would look the same, so none is recommended."
+    "none of the {} methods is shown to score higher than the untouched model by more than 1.0 "
+    "points. Either they learned too little, or the seeds are too few to tell, or the untouched "
+    "model has no score. None is recommended, since methods that learned nothing would look the "
+    "same."
 )
 
 
 def test_of_one_seed_nothing_can_be_told() -> None:
     plan = {name: entry | {"scores": entry["scores"][:1]} for name, entry in PLAN.items()}
     lines = told(planted(plan))
-    assert lines == {"No method is shown to have learned": NOBODY.format(5)}
+    one = "one run of each method, of which no test can show anything."
+    assert lines == {"Inconclusive": NOBODY.format(5), "Few seeds": one}
 
 
 def test_of_methods_that_learned_nothing_none_is_recommended() -> None:
@@ -147,25 +177,28 @@ def test_of_methods_that_learned_nothing_none_is_recommended() -> None:
             for k, (name, entry) in enumerate(list(PLAN.items())[:5])
         }
         lines = told(planted(plan))
-        assert lines == {"No method is shown to have learned": NOBODY.format(4)}
+        assert lines.pop("Few seeds").startswith("4 runs")
+        assert lines == {"Inconclusive": NOBODY.format(4)}
     without = {name: PLAN[name] for name in ("ft", "lora")}  # nor where there is nothing to beat
-    assert list(told(planted(without))) == ["No method is shown to have learned"]
+    assert list(told(planted(without))) == ["Inconclusive", "Few seeds"]
 
 
 def test_only_methods_that_have_learned_are_recommended() -> None:
     plan = {name: PLAN[name] for name in ("base", "ft", "lora", "lora-half")}
     idle = plan["lora-half"] | {"scores": [50.0, 50.3, 49.8, 50.1], "memory": 1, "time": 0.001}
     lines = told(planted(plan | {"lora-half": idle}))
-    assert lines["Least memory of a step"].startswith("LoRA, 400 MiB")
-    assert lines["Fastest step"].startswith("LoRA, 200 ms")
-    name = "Not considered, since not shown to be above the untouched model by more than 1.0 points"
-    assert lines[f"{name} on the same seeds"] == "LoRA, r/2."
+    assert lines["If memory is short"].startswith("LoRA takes least in a training step, 400 MiB")
+    assert lines["If time is short"].startswith("LoRA has the fastest training step, 200 ms")
+    assert lines["Not recommended"] == (
+        "LoRA, r/2, not shown to score higher than the untouched model by more than 1.0 points "
+        "over the same seeds."
+    )
     alone = told(
         planted(
             {name: entry for name, entry in (plan | {"lora-half": idle}).items() if name != "ft"}
         )
     )
-    assert alone["Best score"].startswith("LoRA with 84.7 [") and len(alone) == 2
+    assert alone["If only the score counts"].startswith("LoRA, with 84.7 [") and len(alone) == 3
 
 
 def test_equal_scores_and_missing_seeds_are_not_told_apart() -> None:
@@ -174,9 +207,9 @@ def test_equal_scores_and_missing_seeds_are_not_told_apart() -> None:
     plan["lora-half"] |= {"scores": [80.0, 80.3, 79.9]}
     lines = told(planted(plan))
     # the differences of LoRA are all 0, so that there is nothing to test
-    assert lines["Best score"].endswith(
-        "of LoRA the runs of the same seed are too few, or all alike. The other method is shown to "
-        "be below."
+    assert lines["If only the score counts"].endswith(
+        "only LoRA, r/2 is shown to score lower, the other may be as good (of LoRA the runs of the "
+        "same seed are too few, or all alike)."
     )
     assert lines["Considered with the runs that there are"] == "LoRA, r/2 (1 not run)."
 
@@ -309,7 +342,7 @@ def test_names_are_text_on_the_page_and_a_reading_is_marked_wherever_it_stands()
     for shown in (page, text):
         assert "What to use when" in shown and "<img src=x" not in shown
         assert "LoRA-SP †" in shown and shown.count("how it is drawn") >= 4
-        assert NO_SCORE_COUNTS not in shown and "corrected for their number by Holm" in shown
+        assert NO_SCORE_COUNTS not in shown and "for the number of tests by Holm" in shown
     assert "[a](http" not in text
     for name in ("ranking", "methods-costs", "table1"):
         for kind in ("csv", "md", "tex"):
@@ -321,10 +354,18 @@ def test_names_are_text_on_the_page_and_a_reading_is_marked_wherever_it_stands()
     assert "†" not in (folder / "verdicts.json").read_text()
 
 
+def test_a_reading_stands_only_under_tables_and_sentences_that_name_its_method() -> None:
+    readings = [{"label": "LoRA-SP †", "text": "a reading"}, {"label": "FT †", "text": "another"}]
+    frames = [pd.DataFrame({"Method": ["LoRA"]}), pd.DataFrame({"Method": ["LoRA-SP †, half"]})]
+    assert named_in(readings, *frames) == []
+    assert named_in(readings, *frames, pd.DataFrame({"Equal to": ["LoRA-SP †"]})) == readings[:1]
+    assert told_in(readings, ["LoRA and FT †.", "LoRA-SP"]) == readings[1:]
+
+
 def test_where_no_score_counts_no_advice_is_given() -> None:
     config = planted({name: PLAN[name] for name in ("base", "ft", "lora")})
     config["no_result"] = "nothing counts"
     for group in config["experiments"]:
         assert resolve(config, cells(config)[0])["task"]["name"] == group["tasks"][0]
     page = (write_report(config).parent / "report.html").read_text()
-    assert NO_SCORE_COUNTS in page and "Best score" not in page
+    assert NO_SCORE_COUNTS in page and "If only the score counts" not in page

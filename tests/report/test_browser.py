@@ -76,6 +76,11 @@ def page(browser: Browser, report: Path) -> Iterator[Page]:
     assert said == [] and outside == []
 
 
+def unfold(page: Page) -> None:
+    """Open what the script has folded, as it does before printing."""
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+
+
 def column(page: Page, number: int) -> list[str]:
     """The cells of a column of the first paper's claims, as they stand."""
     script = "(rows, k) => rows.map(row => row.cells[k].dataset.sort ?? row.cells[k].innerText)"
@@ -155,7 +160,39 @@ def test_a_cell_leads_to_its_runs_and_a_badge_to_its_claim(page: Page) -> None:
     expect(row).to_be_in_viewport()
 
 
+def test_what_is_seldom_read_is_folded_but_in_print(page: Page) -> None:
+    folds = page.locator("details.fold")
+    opened = page.locator("details.fold[open]")
+    assert folds.count() > 5
+    expect(opened).to_have_count(0)
+    unfold(page)
+    expect(opened).to_have_count(folds.count())
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(opened).to_have_count(0)
+
+
+def test_at_first_the_claims_are_those_that_are_judged(page: Page, report: Path) -> None:
+    document = read_json(report.parent / "verdicts.json", "verdicts")
+    judged = {v["id"] for v in document["verdicts"] if v["verdict"] != "not run"}
+    assert set(page.locator(f"{ROWS}:visible th code").all_inner_texts()) == judged
+    assert 0 < len(judged) < len(document["verdicts"])
+
+
+@pytest.mark.parametrize("width", [360, 700, 1000, 1400])
+def test_no_heading_lies_under_the_menu(page: Page, width: int) -> None:
+    page.set_viewport_size({"width": width, "height": 900})
+    for name in ("use", "ranking-of-methods", "claims", "costs", "open"):
+        page.evaluate(f"location.hash = '{name}'")
+        page.wait_for_timeout(50)
+        top, menu = page.evaluate(
+            f"[document.querySelector('#{name} h2').getBoundingClientRect().top, "
+            "document.querySelector('nav').getBoundingClientRect().bottom]"
+        )
+        assert max(menu, 0) <= top < 450, (name, top, menu)
+
+
 def test_charts_are_live_and_lead_to_runs(page: Page) -> None:
+    unfold(page)
     drawings = page.locator("[data-chart]")
     for index in range(drawings.count()):
         drawings.nth(index).scroll_into_view_if_needed()
@@ -172,6 +209,7 @@ def test_charts_are_live_and_lead_to_runs(page: Page) -> None:
 
 
 def test_html_stays_text(page: Page) -> None:
+    unfold(page)
     for drawing in page.locator("[data-chart]").all():
         drawing.scroll_into_view_if_needed()
         expect(drawing.locator(".vega-embed svg")).to_be_visible()

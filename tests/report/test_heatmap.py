@@ -80,8 +80,8 @@ def test_a_cell_is_the_mean_and_spread_of_its_seeds() -> None:
     assert [key for key, cell in found.items() if cell["own"]] == [(16, 1e-3)]
     (line,) = sentences([entry])
     assert line.startswith(
-        "LoRA-SP on mrpc (roberta-tiny, stated): from 71.0 (rank 4, learning rate 2e-05) to 80.5 "
-        "(rank 16, learning rate 0.001), a range of 9.5 points over 4 combinations"
+        "LoRA-SP on mrpc (roberta-tiny, stated): mean scores go from 71.0 (rank 4, learning rate "
+        "2e-05) to 80.5 (rank 16, learning rate 0.001), a range of 9.5 points over 4 combinations"
     )
     mean = (2**0.5 + 2**0.5 + 0 + 0.5**0.5) / 4
     assert f"a standard deviation of {mean:.1f} on average (2 runs each)." in line

@@ -162,6 +162,23 @@ def test_the_same_results_give_the_same_bytes(
     assert "smoke run: not a result" in (first / "figures" / "figure2.svg").read_text()
 
 
+def test_one_method_has_no_ranking_figure_and_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = small(smoke())
+    config["experiments"], config["profile"]["cells"] = config["experiments"][:1], []
+    config["experiments"][0]["methods"] = ["lora"]
+    config["verdicts"]["recipe"] = config["experiments"][0]["recipes"][0]
+    monkeypatch.chdir(tmp_path)
+    write_all(config)
+    folder = write_report(config).parent
+    for kind in ("html", "md"):
+        text = (folder / f"report.{kind}").read_text()
+        assert "No figure: there are no two methods yet" in text
+        assert "ranking.png" not in text and "ranking-caption" not in text
+    assert not (folder / "figures" / "ranking.svg").exists()
+
+
 def test_a_report_of_nothing_is_a_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = small(smoke())
     config["experiments"], config["profile"]["cells"] = config["experiments"][:1], []

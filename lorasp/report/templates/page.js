@@ -42,6 +42,7 @@
     for (const row of claims) {
       const kept = ["verdict", "kind", "paper"].every((name) => {
         const wanted = form.elements[name].value;
+        if (wanted === "judged") return row.dataset[name] !== "not run";
         return wanted === "" || row.dataset[name] === wanted;
       });
       row.hidden = !(kept && words.get(row).includes(text));
@@ -53,7 +54,15 @@
     form.querySelector("output").textContent = `${shown} of ${claims.length} claims`;
   };
   form.hidden = false;
-  form.addEventListener("input", filter);
+  if (claims.some((row) => row.dataset.verdict !== "not run")) {
+    form.elements.verdict.value = "judged"; // the others say nothing yet
+    filter();
+  }
+  form.addEventListener("input", ({ target }) => {
+    const { text, verdict } = form.elements;
+    if (target === text && verdict.value === "judged") verdict.value = ""; // a search is of all
+    filter();
+  });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", () => setTimeout(filter));
   for (const chip of all("a[data-filter]")) {
@@ -64,6 +73,22 @@
       filter();
     });
   }
+
+  // What is seldom read is folded, but in print; without this script it is open.
+  const folds = all("details.fold");
+  const fold = (open) => folds.forEach((details) => (details.open = open));
+  fold(false);
+  addEventListener("beforeprint", () => fold(true));
+  addEventListener("afterprint", () => fold(false));
+
+  // Where a link leads must not lie under the menu, which is as high as the window is narrow.
+  const menu = document.querySelector("nav");
+  const room = () => {
+    const covered = getComputedStyle(menu).position === "sticky" ? menu.offsetHeight : 0;
+    document.documentElement.style.scrollPaddingTop = `${covered + 12}px`;
+  };
+  addEventListener("resize", room);
+  room();
 
   // A link to a claim, a finding or a run opens what hides it.
   const follow = () => {
@@ -77,7 +102,8 @@
       if (node.tagName === "DETAILS") node.open = true;
     }
     all(":scope > td > details", target).forEach((details) => (details.open = true));
-    target.scrollIntoView({ block: "center" });
+    const tall = target.offsetHeight > innerHeight / 2;
+    target.scrollIntoView({ block: tall ? "start" : "center" });
   };
   addEventListener("hashchange", follow);
   follow();

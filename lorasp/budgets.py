@@ -10,23 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from lorasp.budget_steps import ratio_of
+from lorasp.budget_words import UNITS, note, number_text
 from lorasp.config import OF_A_STEP, Config, cells, data_folder, resolve_method, resolve_model
 from lorasp.errors import UsageError, WorkError
 from lorasp.public_models import public_models
 from lorasp.results import fingerprint, read_json, write_json
 from lorasp.sweeps import resized
 
-UNITS = {
-    "trainable": "trained parameters, without the classification head",
-    "memory": "bytes at the peak of a simulated training step",
-    "time": "seconds of a measured training step, times the steps for each of the reference's",
-}
-MEASURED = {  # the same for a reader
-    "trainable": UNITS["trainable"],
-    "memory": "peak of a simulated training step",
-    "time": "a measured training step, times the steps for each of the reference's",
-}
-FAR = 0.1  # from there on a distance from the reference is told
 SHARES = 10**6  # of a share in (0, 1] so many values are looked at
 LARGEST = 2**20
 Budget = dict[str, Any]
@@ -213,29 +203,9 @@ def fit(config: Config, model: str, method: str) -> Budget:
         "unit": UNITS[kind],
         **found,
         "off": off,
-        "note": _note(found, off, reference),
+        "note": note(found, off, reference),
         "made_from": _made_from(config, model, method),
     }
-
-
-def _note(found: Budget, off: float | None, reference: str) -> str | None:
-    if off is None or abs(off) <= FAR:
-        return None
-    more = "more" if off > 0 else "less"
-    return (
-        f"nothing comes within {FAR:.0%} of {reference}: {_told(found)} is nearest, "
-        f"{abs(off):.0%} {more}"
-    )
-
-
-def _told(budget: Budget) -> str:
-    settings = budget["settings"]
-    told = ", ".join(f"{key} {_number(settings[key])}" for key in sorted(settings))
-    return told or f"{budget['steps']:.4g} times the steps, in whole ones,"
-
-
-def _number(value: float) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _by_time(config: Config, model: str, method: str) -> Budget:
@@ -280,9 +250,9 @@ def _by_size(config: Config, model: str, method: str) -> Budget:
 
     top = LARGEST if whole else SHARES
     if falls := _fall(achieved, start, top):
-        small, large = (changed(number)[size] for number in falls)
+        small, large = (number_text(changed(number)[size]) for number in falls)
         raise UsageError(
-            f"methods.{method}.size is {size}, and from {_number(small)} to {_number(large)} of it "
+            f"methods.{method}.size is {size}, and from {small} to {large} of it "
             f"what is matched falls from {achieved(falls[0]):,} to {achieved(falls[1]):,}: name a "
             "setting with which it rises"
         )
@@ -349,7 +319,7 @@ def _is_prepared(config: Config, model: str) -> bool:
 def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
     """Parameters that a method trains besides the classification head, counted on the meta device.
 
-    The head is new for every task, and every method trains it whole.
+    The head is new for every task, and belongs to no method.
     """
     import torch
 
@@ -369,29 +339,3 @@ def trained_parameters(resolved: dict[str, Any], folder: Path | None) -> int:
         for name, weight in network.named_parameters()
         if weight.requires_grad and not {"modules_to_save", *heads} & set(name.split("."))
     )
-
-
-def as_text(budget: Budget) -> str:
-    """A budget in a line or two."""
-    kind, reference = budget["budget"], budget["reference"]
-    where = f"{budget['method']} on {budget['model']}: "
-    if budget["achieved"] is None:  # of a time: no run's steps are known yet
-        steps, asked = budget["steps"], budget["asked"]
-        return (
-            f"{where}{steps:.4g} times the steps of {reference}, whose step takes "
-            f"{_amount(kind, asked)} and its own {_amount(kind, asked / steps)}; what that is in "
-            "whole steps is known once the data of its runs is prepared"
-        )
-    off = "equal" if budget["off"] == 0 else f"{budget['off']:+z.2%}"
-    note = f"\n{budget['note']}" if budget["note"] else ""
-    return (
-        f"{where}{_told(budget)} gives {_amount(kind, budget['achieved'])}, {reference} has "
-        f"{_amount(kind, budget['asked'])} ({off}; {MEASURED[kind]}){note}"
-    )
-
-
-def _amount(kind: str, value: float) -> str:
-    """A number of parameters, bytes or seconds with the unit that a reader takes it in."""
-    if kind == "trainable":
-        return f"{value:,}"
-    return f"{value / 2**20:,.2f} MiB" if kind == "memory" else f"{value * 1e3:,.2f} ms"

@@ -148,11 +148,12 @@ def profile(options: argparse.Namespace) -> None:
 def budget(options: argparse.Namespace) -> None:
     config = load_config(options.config)
     server.offline()
-    from lorasp import budgets
+    from lorasp.budget_words import as_text
+    from lorasp.budgets import write_budget
 
-    path = budgets.write_budget(config, options.model, options.method, options.out)
+    path = write_budget(config, options.model, options.method, options.out)
     found = read_json(path, "budget")
-    print(json.dumps(found, indent=1) if options.json else f"{path}\n{budgets.as_text(found)}")
+    print(json.dumps(found, indent=1) if options.json else f"{path}\n{as_text(found)}")
 
 
 def plan(options: argparse.Namespace) -> None:

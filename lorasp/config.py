@@ -212,9 +212,11 @@ def _why_no_run(config: Config, runs: set[Cell], name: str) -> str:
         return f"{said} in config/{scale}.yaml"
     one = {f"{kind}s": experiments[0][f"{kind}s"][0] for kind in _KINDS} | {"methods": name}
     lines = ", ".join(f"{key}: [{value}]" for key, value in one.items())
+    names = itertools.chain(["mine"], (f"mine-{number}" for number in itertools.count(2)))
+    new = next(name for name in names if name != scale and not Path(f"config/{name}.yaml").exists())
     return (
-        f"{said} in config/{scale}.yaml, or run with scale=mine and a file config/mine.yaml of "
-        f"three lines: 'extends: {scale}.yaml', 'scale: mine', 'experiments: [{{{lines}}}]'"
+        f"{said} in config/{scale}.yaml, or run with scale={new} and a new file config/{new}.yaml "
+        f"of three lines: 'extends: {scale}.yaml', 'scale: {new}', 'experiments: [{{{lines}}}]'"
     )
 
 

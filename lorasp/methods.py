@@ -75,7 +75,7 @@ def first_problem(found: dict[str, Any], own: dict[str, Any] | None) -> str | No
 
     for name in sorted(written, key=depth):
         problem = first_error({name: found[name]}, "config", "methods")
-        if problem and problem.startswith(name):
+        if problem and problem.startswith(str(name)):
             return f"methods.{problem}"
     return None
 
@@ -88,7 +88,7 @@ def _like(name: str, merged: dict[str, Any], children: tuple[str, ...]) -> Entry
     if not isinstance(model, str) or not isinstance(merged.get(model), dict):
         raise UsageError(
             f"methods.{name}.like is {model!r}; allowed is the name of another method: "
-            f"{', '.join(sorted(set(merged) - {name}))}"
+            f"{', '.join(sorted(map(str, set(merged) - {name})))}"
         )
     if model in (name, *children):
         raise UsageError(f"methods.{name} is like {model} and so itself, in the end: leave one out")

@@ -90,12 +90,18 @@ scale: mine
 methods:
   $name: {settings: {rank: 4}}
 experiments:
-  - {models: [roberta-tiny], tasks: [mrpc], methods: [lora, $name], recipes: [tuned], seeds: [0, 1]}
+  - models: [roberta-tiny]
+    tasks: [mrpc]
+    methods: [lora, $name]
+    recipes: [stated]
+    seeds: [0, 1]
+profile:
+  cells: [{model: roberta-tiny, methods: [lora, $name], batch: 8, length: 32}]
 ```
 
-There, `lorasp serve -- snakemake --cores all --config scale=mine` trains both and writes
-`reports/mine/report.html`. Say in `label`, `source` (the docstring's first line) and
-`trainable_rule` of the class what yours is.
+There, `lorasp serve -- snakemake --cores all --config scale=mine` trains both, measures a step of
+each and writes `reports/mine/report.html`. Say in `label`, `source` (the docstring's first line)
+and `trainable_rule` of the class what yours is.
 """
 NOT_A_WORD = re.compile(r"[^A-Za-z0-9]+")
 

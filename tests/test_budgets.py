@@ -19,6 +19,7 @@ from report.fakes import write_profile, write_run
 from lorasp import budgets
 from lorasp.bench.pipeline import copy_checkout
 from lorasp.budget_steps import stretched, token_rows
+from lorasp.budget_words import as_text, off_text
 from lorasp.cli import main
 from lorasp.config import Cell, load_config, resolve, resolve_method, resolve_model
 from lorasp.data.prepare import prepare_dataset, prepare_model
@@ -290,9 +291,9 @@ def test_what_a_fresh_clone_is_told_to_run(
     ("kind", "asked", "achieved", "told"),
     [
         ("trainable", 12345678, 12345678, "gives 12,345,678, lora has 12,345,678 (equal; "),
-        ("trainable", 10**6, 10**6 - 1, "gives 999,999, lora has 1,000,000 (+0.00%; "),
-        ("memory", 3 * 2**30, 3 * 2**20, "gives 3.00 MiB, lora has 3,072.00 MiB (-99.90%; peak"),
-        ("time", 0.02, 0.03, "gives 30.00 ms, lora has 20.00 ms (+50.00%; a measured"),
+        ("trainable", 10**6, 10**6 - 1, "gives 999,999, lora has 1,000,000 (under 0.01 % less; "),
+        ("memory", 3 * 2**30, 3 * 2**20, "gives 3.00 MiB, lora has 3,072.00 MiB (-99.90 %; peak"),
+        ("time", 0.02, 0.03, "gives 30.00 ms, lora has 20.00 ms (+50.00 %; a measured"),
     ],
 )
 def test_numbers_are_told_in_full(kind: str, asked: float, achieved: float, told: str) -> None:
@@ -301,8 +302,22 @@ def test_numbers_are_told_in_full(kind: str, asked: float, achieved: float, told
         **{"settings": {"density": 0.012345, "rank": 1048576}, "steps": 1.0},
         **{"asked": asked, "achieved": achieved, "off": achieved / asked - 1},
     }
-    words = budgets.as_text(budget)
+    words = as_text(budget)
     assert words.startswith(f"own on {TINY}: density 0.012345, rank 1048576 {told}")
+
+
+@pytest.mark.parametrize(
+    ("off", "told"),
+    [
+        (0.0, "equal"),
+        (1e-9, "under 0.01 % more"),
+        (-9.9e-5, "under 0.01 % less"),
+        (1e-4, "+0.01 %"),
+        (-0.104, "-10.40 %"),
+    ],
+)
+def test_only_what_is_equal_is_called_so(off: float, told: str) -> None:
+    assert off_text(off) == told
 
 
 def test_refusals_of_a_fit(make: Make) -> None:
@@ -358,7 +373,7 @@ def test_the_time_is_that_of_whole_steps(
     before = budgets.fit(config, TINY, "own")
     known = "max_steps" in recipe
     assert (before["achieved"] is None, before["off"] is None) == (not known, not known)
-    told = budgets.as_text(before)
+    told = as_text(before)
     step = f"whose step takes 30.00 ms and its own {30 * own:.2f} ms; "
     assert ("gives" in told, step in told) == (known, not known)
     rows = {"train/a.arrow": 20, "train/b.arrow": 12, "validation/a.arrow": 99}

@@ -1,6 +1,9 @@
 """`lorasp methods`: what each method trains on roberta-base, against formulas that know no PEFT."""
 
 import json
+import os
+import signal
+import sys
 from collections.abc import Iterator
 from math import ceil
 from pathlib import Path
@@ -88,6 +91,32 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def rows() -> Iterator[dict[str, dict[str, Any]]]:
     methods = {name: table()[name] for name in [*COUNTS, "shadow"]}
     yield {row["name"]: row for row in listing({"methods": methods})}
+
+
+def _told_to_end(question: module.Question) -> dict[str, Any]:
+    """In a worker: whether SIGTERM ends a process that catches whatever a handler raises."""
+    if pid := os.fork():
+        status = os.waitpid(pid, 0)[1]
+        return {"worker": os.getppid(), "signal": os.WIFSIGNALED(status) and os.WTERMSIG(status)}
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        os._exit(0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the listing has no workers")
+def test_a_worker_ends_by_sigterm_though_the_command_s_handler_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "_answer", _told_to_end)
+    monkeypatch.setattr(module.os, "cpu_count", lambda: 2)
+    question = module.Question("roberta-base", "lora", {"methods": table()}, False, False)
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        found = module._answers([question])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert found == [{"worker": os.getpid(), "signal": signal.SIGTERM}]
 
 
 def test_counts_are_those_of_closed_forms(rows: dict[str, dict[str, Any]]) -> None:

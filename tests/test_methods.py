@@ -111,6 +111,26 @@ def test_a_configuration_with_a_wrong_entry_is_refused(
         load_config(path)
 
 
+@pytest.mark.parametrize(
+    ("methods", "message"),
+    [
+        ("1: {like: lora}", "methods: 1 is not of type 'string'"),
+        ("on: {like: lora}", "methods: True is not of type 'string'"),
+        ("1: {}\n  mine: {like: nothing}", "methods.mine.like is 'nothing'; allowed is the name"),
+        ("1: {}\n  mine: {like: 1}", "methods.mine.like is 1; allowed is the name"),
+    ],
+)
+def test_a_name_that_yaml_reads_as_no_text_is_refused(
+    methods: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "smoke.yaml").write_text((ROOT / "config" / "smoke.yaml").read_text())
+    path = tmp_path / "own.yaml"
+    path.write_text(f"extends: smoke.yaml\nmethods:\n  {methods}\n")
+    with pytest.raises(UsageError) as error:
+        load_config(path)
+    assert message in str(error.value)
+
+
 def test_merge_changes_neither_side() -> None:
     under, over = {"a": {"b": 1, "c": 2}}, {"a": {"b": 3}}
     assert merge(under, over) == {"a": {"b": 3, "c": 2}}

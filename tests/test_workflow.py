@@ -36,18 +36,22 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def snakemake(checkout: Path) -> Snakemake:
+def snakemake_in(folder: Path) -> Snakemake:
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "snakemake", "--cores", "1", *arguments],
-            cwd=checkout,
-            env={**os.environ, "PYTHONPATH": str(checkout)},
+            cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(folder)},
             capture_output=True,
             text=True,
         )
 
     return run
+
+
+@pytest.fixture
+def snakemake(checkout: Path) -> Snakemake:
+    return snakemake_in(checkout)
 
 
 def planned(snakemake: Snakemake, *arguments: str, scale: str = "smoke") -> dict[str, int]:
@@ -206,13 +210,7 @@ def test_who_waits_for_the_paper_at_its_scale(tmp_path: Path) -> None:
 
     def priorities(*arguments: str) -> dict[str, set[str]]:
         """Of every rule with a job those that its jobs have."""
-        done = subprocess.run(
-            [sys.executable, "-m", "snakemake", "--cores", "1", "--dry-run", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(tmp_path)},
-            capture_output=True,
-            text=True,
-        )
+        done = snakemake_in(tmp_path)("--dry-run", *arguments)
         assert done.returncode == 0, done.stderr[-3000:]
         found: dict[str, set[str]] = {}
         for rule, job in re.findall(r"^(?:local)?rule (\w+):\n((?: {4}.*\n)+)", done.stdout, re.M):
@@ -227,6 +225,27 @@ def test_who_waits_for_the_paper_at_its_scale(tmp_path: Path) -> None:
         assert {rule for rule, levels in found.items() if levels != {"0"}} == needed | {"budget"}
         assert found["simulate"] == {"0"}
     assert set(priorities("simulated", "--config", "scale=own")) == {"simulate", "simulated"}
+
+
+def test_a_report_that_does_not_wait_for_simulations_shows_those_of_this_code(
+    tmp_path: Path,
+) -> None:
+    """What is simulated later is an input of it, and made again when the code has changed."""
+    copy_checkout(ROOT, tmp_path)
+    snakemake = snakemake_in(tmp_path)
+    run = {"models": ["roberta-tiny"], "tasks": ["mrpc"], "methods": ["lora"]}
+    own = {"experiments": [run | {"recipes": ["stated"], "seeds": [0]}]}
+    (tmp_path / "config/own.yaml").write_text(
+        yaml.safe_dump({"extends": "smoke.yaml", "scale": "own"} | own)
+    )
+    simulation = "results/simulated/roberta-base/lora.json"
+    done = snakemake(simulation, "--config", "scale=own")
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = snakemake("--dry-run", "--config", "scale=own")
+    (needed,) = re.findall(r"^rule report:\n    input: (.+)", report.stdout, re.MULTILINE)
+    assert simulation in needed.split(", ") and "rule simulate:" not in report.stdout
+    edited(tmp_path / "lorasp/profiling/step.py", '"""', '"""A note. ')
+    assert planned(snakemake, scale="own")["simulate"] == 1
 
 
 def test_a_deleted_result_is_made_again_alone(checkout: Path, snakemake: Snakemake) -> None:

@@ -62,6 +62,11 @@ def _check_repeats(delta: torch.nn.Module, rows: int, columns: int) -> None:
     """The backward pass computes the weight once more: the call must not show in it."""
     weight = torch.randn(rows, columns)
     found = delta(weight.clone())
+    if not isinstance(found, torch.Tensor):
+        what = "None" if found is None else f"a {type(found).__name__}"
+        raise Failed(
+            f"expected a tensor from forward, found {what}; return the adapted weight from it"
+        )
     if found.shape != weight.shape:
         raise Failed(
             f"expected an adapted weight of the shape {rows} x {columns}, as the base weight has, "

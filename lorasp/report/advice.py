@@ -63,7 +63,7 @@ def advice(
         )
         able = learned(places, scope, [row["name"] for row in whole], base, margin or 0.0)
         kept = [row for row in whole if row["name"] in able]
-        sentences = _needs(results, places, scope, kept, margin)
+        sentences = _compared(kept, len(whole)) + _needs(results, places, scope, kept, margin)
         if idle := [row for row in whole if row not in kept]:
             sentences.append(_idle(idle, len(whole), margin))
         if left_out := [row for row in here if row not in whole]:
@@ -101,17 +101,29 @@ def _needs(
     sentences = [_best(kept, between, order)]
     if margin is None:
         sentences.append(
-            "If the file must be small: no claim sets a margin for these tasks, so nothing tells "
-            "how much may be lost to the best score."
+            "If the file must be small: no claim of the paper sets a margin for these tasks, so "
+            "nothing tells how much may be lost to the best score."
         )
     else:
         near = within_margin(places, scope, names[0], names[1:], margin)
         good += [row for row in kept if row["name"] in near]
-        untold = [row for row in kept if row not in good and _may_be(row, kept, between, margin)]
+        lost = above(places, scope, names, margin)
+        untold = [row for row in kept if row not in good and (names[0], row["name"]) not in lost]
         sentences.append(_smallest(kept, good, untold, between, margin))
     sentences.append(_least_memory(kept, good, between, margin))
     sentences.append(_fastest(results, scope, kept, good, between, margin))
     return sentences + _budgets(kept, between, order)
+
+
+def _compared(kept: list[Row], count: int) -> list[str]:
+    """Of which methods all is said that follows; nothing where none is compared."""
+    if len(kept) < 2:
+        return []
+    those = f"the {len(kept)} methods that are shown to have learned"
+    return [
+        f"Compared: {those}, of {count} with scores and no failed run. 'The other', 'least' and "
+        f"'fastest' mean of these {len(kept)}."
+    ]
 
 
 def _idle(idle: list[Row], count: int, margin: float | None) -> str:
@@ -128,15 +140,17 @@ def _idle(idle: list[Row], count: int, margin: float | None) -> str:
 
 
 def _few_seeds(rows: list[Row]) -> str:
-    """What so few seeds cannot show; empty where they are many."""
-    counts = sorted({row["n"] for row in rows})
-    if counts[0] >= FEW:
+    """What so few seeds cannot show, of which methods; empty where they are many."""
+    few = [row for row in rows if row["n"] < FEW]
+    if not few:
         return ""
+    counts = sorted({row["n"] for row in few})
+    which = "each method" if len(few) == len(rows) else some_of(few)
     if counts[-1] == 1:
-        return "Few seeds: one run of each method, of which no test can show anything."
+        return f"Few seeds: one run of {which}, of which no test can show anything."
     told = " to ".join(str(count) for count in dict.fromkeys((counts[0], counts[-1])))
     return (
-        f"Few seeds: {told} runs of each method. So few show only large differences, and a "
+        f"Few seeds: {told} runs of {which}. So few show only large differences, and a "
         "difference that is not shown can still be there."
     )
 
@@ -160,12 +174,6 @@ def margin_of(config: Config, tasks: tuple[str, ...]) -> float | None:
     return float(document["margins"][nearest["margin"]]["value"])
 
 
-def _may_be(row: Row, kept: list[Row], between: Gap, margin: float) -> bool:
-    """Whether a method may be within the margin of the best, by the interval of the difference."""
-    ends = between(row, kept[0])["interval"]
-    return ends is None or ends[1] > -margin
-
-
 def _alike(kept: list[Row], order: Above) -> list[Row]:
     """The methods that the first, which has the highest mean, is not shown to be above."""
     return [row for row in kept[1:] if (kept[0]["name"], row["name"]) not in order]
@@ -178,7 +186,7 @@ def _best(kept: list[Row], between: Gap, order: Above) -> str:
     if not alike:
         following = f"{kept[1]['method']}, {size(between(kept[1], top))}"
         return (
-            f"{lead}: {top['method']}, with {score(top)}. Every other method is shown to score "
+            f"{lead}: {top['method']}, with {score(top)}. Every other of these is shown to score "
             f"lower; the next is {following}."
         )
     return (
@@ -224,15 +232,16 @@ def _smallest(
     lost = f"shown to lose less than {margin:.1f} points"
     smaller = [row for row in untold if row["file"] and row["file"] < least["file"] * (1 - ALIKE)]
     if kept[0] in same:
-        told = f"{lead}: {'inconclusive. No' if smaller else 'no'} method with a smaller file than "
-        told += f"{names_of(same)} ({kib(least)}) is {lost}"
+        told = f"{lead}: {'inconclusive. None' if smaller else 'none'} of these with a smaller "
+        told += f"file than {names_of(same)} ({kib(least)}) is {lost}"
     else:
-        told = f"{lead}: {names_of(same)}, {kib(least)}, the smallest that is {lost} to "
+        which = "that is" if len(same) == 1 else "within 1 % that are"
+        told = f"{lead}: {names_of(same)}, {kib(least)}, the smallest {which} {lost} to "
         told += f"{kept[0]['method']}; {_below(same[0], kept, between)}"
     if smaller:
         smaller.sort(key=lambda row: row["file"])
         sizes = [f"{row['method']} ({kib(row)})" for row in smaller]
-        told += f". Smaller ones may be as good: {some(sizes)}"
+        told += f". Smaller ones may lose less than that: {some(sizes)}"
     return f"{told}."
 
 
@@ -243,10 +252,13 @@ def _least_memory(kept: list[Row], good: list[Row], between: Gap, margin: float 
         return f"{lead}: the memory of a step was not measured."
     least = min(known, key=lambda row: row["memory"])
     first, *same = [row for row in known if is_same(row, least, "memory")]  # the best score first
-    told = f"{lead}: {first['method']} takes least in a training step, {mib(first)}; "
+    much = "least of these" if first is least else "within 1 % of the least of these"
+    told = f"{lead}: {first['method']} takes {much} in a training step, {mib(first)}; "
     told += _below(first, kept, between)
-    if same:
-        told += f". Within 1 % of its memory: {names_of(same)}"
+    if first is not least:
+        told += f". The least is {mib(least)}, by {least['method']}"
+    if more := [row for row in same if row is not least]:
+        told += f". Also within 1 % of the least: {names_of(more)}"
     return f"{told}{_among(good, [first, *same], 'memory', mib, margin)}."
 
 
@@ -271,8 +283,9 @@ def _fastest(
     alike = [
         row for row in known if row is not first and quartiles[row["name"]]["q1"] <= ends["q3"]
     ]
-    told = f"{lead}: {first['method']} has the fastest training step, {ms(first)} (quartiles "
-    told += f"{1e3 * ends['q1']:.3g} to {1e3 * ends['q3']:.3g}); {_below(first, kept, between)}"
+    told = f"{lead}: {first['method']} has the fastest training step of these, {ms(first)} "
+    told += f"(quartiles {1e3 * ends['q1']:.3g} to {1e3 * ends['q3']:.3g}); "
+    told += _below(first, kept, between)
     if alike:
         told += f". Maybe as fast, since the quartiles overlap: {names_of(alike)}"
     return f"{told}{_among(good, [first, *alike], 'time', ms, margin)}."
@@ -308,12 +321,13 @@ def _budgets(kept: list[Row], between: Gap, order: Above) -> list[str]:
         lead = f"With at most {10**power:,} trained parameters"
         count = f"{top['trainable']:,.0f}"
         shown = f"{top['method']}, which trains {count},"
-        if top is kept[0]:
+        if len(inside) == len(kept):
             lines.append(f"{lead}: as in the first line; {top['method']} trains {count}.")
         elif len(inside) == 1:
-            lines.append(f"{lead}: {shown} is the only one, with {score(top)}.")
+            lines.append(f"{lead}: {shown} is the only one of these, with {score(top)}.")
         elif not alike:
-            lines.append(f"{lead}: {shown} with {score(top)}; all others are shown to score lower.")
+            others = "every other of these that is within it is shown to score lower"
+            lines.append(f"{lead}: {shown} with {score(top)}; {others}.")
         else:
             lines.append(
                 f"{lead}: inconclusive. {shown} has the highest mean, {score(top)}; "

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from lorasp.budget_words import MEASURED, amount_text, number_text, off_text
 from lorasp.budgets import matched, path_of
 from lorasp.config import Config
 from lorasp.report.claims_view import difference
@@ -14,19 +15,7 @@ from lorasp.report.tables import DASH
 from lorasp.results import read_json
 
 WORDS = {"trainable": "trained parameters", "memory": "peak memory", "time": "time of training"}
-UNITS = {
-    "trainable": "Trained parameters are counted without the classification head, which every "
-    "method trains whole.",
-    "memory": "Peak memory is that of a simulated training step.",
-    "time": "Time is that of a measured training step, times the steps that are taken for each of "
-    "the other's.",
-}
 Budget = dict[str, Any]
-FACTORS = {  # of a unit, with the digits that are told
-    "trainable": (1.0, "", ",.6g"),
-    "memory": (2.0**-20, " MiB", ",.4g"),
-    "time": (1e3, " ms a step", ",.4g"),
-}
 
 
 def equal_cost_frame(
@@ -101,17 +90,16 @@ def _fitted(kind: str, budgets: list[Budget], taken: str, reference: str) -> dic
     """How nearly a budget was reached, with which settings, and of a time in how many steps."""
     if not budgets:
         return {"Asked": "not fitted", "Achieved": "not fitted", "Off": DASH, "With": DASH}
-    factor, unit, digits = FACTORS[kind]
     asked, achieved, off, told = [], [], [], []
     for budget in budgets:
-        asked.append(f"{budget['asked'] * factor:{digits}}{unit}")
+        asked.append(amount_text(kind, budget["asked"]))
         if budget["achieved"] is None:  # fitted before the rows were known
             achieved.append(DASH)
             off.append(DASH)
         else:
-            achieved.append(f"{budget['achieved'] * factor:{digits}}{unit}")
-            off.append(f"{100 * budget['off']:+.2f} %".replace("-", "\N{MINUS SIGN}"))
-        chosen = [f"{key} {value:g}" for key, value in budget["settings"].items()]
+            achieved.append(amount_text(kind, budget["achieved"]))
+            off.append(off_text(budget["off"]).replace("-", "\N{MINUS SIGN}"))
+        chosen = [f"{key} {number_text(value)}" for key, value in budget["settings"].items()]
         if kind == "time":
             chosen = [f"{budget['steps']:.4g} times the steps"]
         told.append(", ".join(chosen) + (f" ({budget['note']})" if budget["note"] else ""))
@@ -122,5 +110,6 @@ def _fitted(kind: str, budgets: list[Budget], taken: str, reference: str) -> dic
 
 
 def units(frame: pd.DataFrame) -> str:
-    """How what stands in the column 'In' is counted, for the words that occur."""
-    return " ".join(UNITS[kind] for kind, words in WORDS.items() if words in set(frame["In"]))
+    """What exactly is matched, for the words that occur in the column 'In'."""
+    used = [MEASURED[kind] for kind, words in WORDS.items() if words in set(frame["In"])]
+    return f"What is matched: {'; '.join(used)}."

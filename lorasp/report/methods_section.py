@@ -11,7 +11,7 @@ from lorasp.report.collect import Results
 from lorasp.report.equal_cost import equal_cost_frame, units
 from lorasp.report.figures import Figure
 from lorasp.report.heatmap import SWEEP_CAPTIONS, draw_sweeps, maps, sentences, sweeps_frame
-from lorasp.report.pareto import front_words, methods_frame, pareto, pareto_points
+from lorasp.report.pareto import draw_fronts, front_words, methods_frame, pareto_points
 from lorasp.report.ranking import (
     NORMALISED,
     NOTES,
@@ -20,7 +20,7 @@ from lorasp.report.ranking import (
     ranking_frame,
     rankings,
 )
-from lorasp.report.ranking_figures import RANKING_CAPTIONS, UNDRAWN, draw_ranking
+from lorasp.report.ranking_figures import RANKING_CAPTIONS, draw_ranking, undrawn
 from lorasp.report.scopes import samples, scopes
 from lorasp.report.tables import Table
 
@@ -42,7 +42,6 @@ WORDS = (
     *("With", "Values", "Setting", "Method"),
 )
 UNBROKEN = ("Score", "Normalised mean", "IQM", "Off", "Score difference")
-FIGURES = {"parameters": "trainable", "file": "file", "memory": "memory", "time": "time"}
 CAPTIONS = PARETO_CAPTIONS | RANKING_CAPTIONS | SWEEP_CAPTIONS
 HOLDS = (
     "What the runs of this page advise. It holds for the scale {scale} and the recipe {recipe}: "
@@ -51,15 +50,17 @@ HOLDS = (
     "mean that methods are equal. In brackets are 90 % intervals."
 )
 DECIDED = (
-    "Every test is a t test at 0.05 on the differences between runs of the same seed, corrected "
-    "for the number of tests by Holm's method.",
-    "Three things are tested. Has a method learned, that is, does it score higher than the "
+    "Every test is a t test at 0.05 on the differences between runs of the same seed, or, where "
+    "the untouched model has one run, from its score. It is corrected for the number of tests by "
+    "Holm's method.",
+    "Four things are tested. Has a method learned, that is, does it score higher than the "
     "untouched model by more than the margin (one-sided, corrected over the methods)? Does it lose "
     "less than the margin to the method with the highest mean (one-sided, over the others)? Which "
     "of two methods scores higher (two-sided, over all pairs, because the same scores have picked "
-    "the highest mean)?",
-    "The margin is the one within which the claims on this page call a method no worse on these "
-    "tasks.",
+    "the highest mean)? Which of two does so by more than the margin (likewise)? A method "
+    "that is neither shown to lose less than the margin nor shown to lose more 'may lose less'.",
+    "The margin is the one within which the claims of the LoRA-SP paper call a method no worse on "
+    "these tasks. Claims of other papers set none.",
     "An interval in brackets is Student's t for one mean or one difference alone, without that "
     "correction. So an interval of a difference that leaves out 0 does not yet show a difference.",
     "Memory and time come from one measurement of each method. Quartiles are those of its steps.",
@@ -68,10 +69,10 @@ DECIDED = (
 
 FITTED = (
     "Each row is a method whose settings, or number of steps, were fitted so that it takes as much "
-    "of one thing as another method takes. Asked is what the other takes, achieved what the fitted "
-    "method takes, off how far that is from what was asked. The score difference is its mean score "
-    "less that of the other, in points, over the seeds that both have, with its 90 % interval; it "
-    "is of one comparison, without a correction for their number."
+    "of one thing as another method, the reference, takes. Asked is what the reference takes, "
+    "achieved what the fitted method takes, off how far that is from what was asked. The score "
+    "difference is its mean score less that of the reference, in points, over the seeds that both "
+    "have, with its 90 % interval; it is of one comparison, without a correction for their number."
 )
 VARIED = (
     "A method is run with every combination of some values of its settings and of the recipe, all "
@@ -95,7 +96,8 @@ def methods_section(
     equal = equal_cost_frame(config, results, places)
     ranking_figures = draw_ranking(config, ranked, chances, stamp)
     figures = dict(ranking_figures)
-    figures |= {name: pareto(config, points, cost, stamp) for name, cost in FIGURES.items()}
+    fronts, no_front = draw_fronts(config, points, stamp)
+    figures |= fronts
     figures |= draw_sweeps(swept, stamp)
     listed = [
         entry | {"frame": ranking_frame(config, entry), "title": _titled(entry)} for entry in ranked
@@ -117,8 +119,9 @@ def methods_section(
         else HOLDS.format(scale=config["scale"], recipe=config["verdicts"]["recipe"]),
         "decided": [] if "no_result" in config else list(DECIDED),
         "rankings": listed,
-        "undrawn": UNDRAWN if not ranking_figures else "",
+        "undrawn": undrawn(ranked) if not ranking_figures else "",
         "notes": [*NOTES, NORMALISED] if any(e["over_all"] for e in listed) else list(NOTES),
+        "no_front": no_front,
         "costs": sorted(costs, key=lambda entry: not entry["decides"]),
         "equal": equal,
         "fitted": FITTED,

@@ -10,6 +10,7 @@ import pandas as pd
 
 from lorasp.claims.statistics import interval
 from lorasp.config import Config
+from lorasp.report.advice_words import joined
 from lorasp.report.charts import INK, MUTED, Panel, Row, data, grid, group_look, layers, log_ticks
 from lorasp.report.collect import DONE, Results, anchor
 from lorasp.report.measures import standing
@@ -25,6 +26,10 @@ COSTS = {  # by name: what it is, its unit and its factor
     "time": ("time of a step", "ms", 1e3),
 }
 SHORT = {"trainable": "parameters", "file": "file", "memory": "memory", "time": "time"}
+NO_FRONT = (
+    "No figure of the score against {costs}: with the recipe that decides, no trained method has "
+    "both a score and a known cost of that kind yet."
+)
 SIZE = (500, 290)
 LONGEST = 26  # letters of a name in a plot
 
@@ -122,8 +127,20 @@ def front(points: list[Row], cost: str) -> list[Row]:
     return best
 
 
-def pareto(config: Config, points: list[Row], cost: str, stamp: str) -> alt.ConcatChart | alt.Chart:
-    """Score against a cost, one panel a scope of the recipe that decides, with the front."""
+def draw_fronts(
+    config: Config, points: list[Row], stamp: str
+) -> tuple[dict[str, alt.ConcatChart | alt.Chart], str]:
+    """Score against each cost by file name, and in words which are not drawn and why.
+
+    A figure has one panel a scope of the recipe that decides, with the front.
+    """
+    panels = {cost: _panels(config, points, cost, stamp) for cost in COSTS}
+    drawn = {SHORT[cost]: grid(found, 2, (70, 95)) for cost, found in panels.items() if found}
+    empty = [f"the {COSTS[cost][0]}" for cost, found in panels.items() if not found]
+    return drawn, NO_FRONT.format(costs=joined(empty)) if empty else ""
+
+
+def _panels(config: Config, points: list[Row], cost: str, stamp: str) -> list[Panel]:
     recipe = config["verdicts"]["recipe"]
     points = [row for row in points if row["scope"].recipe == recipe and row["score"] is not None]
     used = {row["group"] for row in points if row[cost] and row["trained"]}
@@ -132,7 +149,7 @@ def pareto(config: Config, points: list[Row], cost: str, stamp: str) -> alt.Conc
         here = [row for row in points if row["scope"] == scope]
         if any(row[cost] and row["trained"] for row in here):
             panels.append(_panel(here, cost, used, stamp))
-    return grid(panels, 2, (70, 95))
+    return panels
 
 
 def _panel(points: list[Row], cost: str, used: set[str], stamp: str) -> Panel:
@@ -293,12 +310,12 @@ def _amount(value: float | None, cost: str) -> str:
 
 
 def front_words(points: list[Row], scope: Scope) -> list[str]:
-    """Which methods are on the front of each cost, in a sentence a cost."""
+    """Which methods are on the front of each cost, in a line a cost."""
     here = [row for row in points if row["scope"] == scope]
     sentences = []
     for cost, (what, _, _) in COSTS.items():
         names: list[Any] = [row for row in here if cost in row["fronts"]]
         names.sort(key=lambda row: row[cost])
         if names:
-            sentences.append(f"{what}: {', '.join(row['method'] for row in names)}")
+            sentences.append(f"{what}: {joined([row['method'] for row in names])}")
     return sentences

@@ -17,7 +17,7 @@ RANKING_CAPTIONS = {
     "scores higher than one of LoRA, or of full fine-tuning (FT), and over several tasks with the "
     "interquartile mean of the normalised scores. The upright line is an even chance. Bars are "
     "95 % bootstrap intervals, which are too narrow with few seeds and so show no difference; a "
-    "mark without a bar has one run on some task.",
+    "mark without a bar has too few runs for one, or hides it.",
     "improvement": "Probability, in percent, that a run of the method on the left scores higher "
     "than a run of the method above, averaged over the pairs of model and task that both have "
     "runs of. Blue: the one on the left is more often higher; orange: the one above. Off the "
@@ -25,10 +25,7 @@ RANKING_CAPTIONS = {
     "bootstrap intervals are too narrow with few seeds, and the pairs are many. All pairs are in "
     "tables/improvement.csv.",
 }
-UNDRAWN = (
-    "No figure: there are no two methods yet with runs on the same model and task, with the recipe "
-    "that decides."
-)
+UNDRAWN = "No figure: with the recipe that decides, no two methods {} on the same model and task."
 
 
 def draw_ranking(
@@ -44,6 +41,12 @@ def draw_ranking(
     matrix = [_matrix(config, (over_all or mine)[:1], found, stamp)] if found else []
     drawn = {"ranking": (panels, 3, (40, 90)), "improvement": (matrix, 1, (40, 70))}
     return {name: grid(*parts) for name, parts in drawn.items() if parts[0]}
+
+
+def undrawn(rankings: list[Row]) -> str:
+    """Why there is neither figure."""
+    planned = any(ranking["decides"] and len(ranking["rows"]) > 1 for ranking in rankings)
+    return UNDRAWN.format("have runs yet" if planned else "are planned")
 
 
 def _row(config: Config, ranking: Row, stamp: str) -> list[Panel]:
@@ -106,7 +109,9 @@ def _matrix(
 ) -> Panel:
     """Every pair as a cell; rows and columns in the order of the ranking, then the others."""
     ranked = [row["method"] for ranking in rankings for row in ranking["rows"]]
-    names = list(dict.fromkeys([*ranked, *(x for x, _ in found)]))[:MOST]
+    every = list(dict.fromkeys([*ranked, *(x for x, _ in found)]))
+    names = every[:MOST]
+    more = f"; the first {MOST} of {len(every)} methods" if len(every) > MOST else ""
     labels = [config["methods"][name]["label"] for name in names]
     cells: list[dict[str, Any]] = [
         {
@@ -130,7 +135,7 @@ def _matrix(
     chart = alt.Chart(data(cells)).encode(x=columns, y=rows)
     tooltip = ["X:N", "Y:N", alt.Tooltip("percent:Q", format=".1f"), "interval:N", "tasks:Q"]
     return layers(
-        "P(row > column), %", size, round(0.75 * size), stamp,
+        f"P(row > column), %{more}", size, round(0.75 * size), stamp,
         chart.mark_rect(stroke=MUTED, strokeWidth=0.2).encode(
             color=alt.Color("winner:N", legend=None).scale(
                 domain=["row", "column"], range=[WINS, LOSES]

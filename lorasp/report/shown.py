@@ -26,16 +26,25 @@ def learned(
     return _passed(names, [p for p, _ in found])
 
 
-def above(places: dict[Place, Samples], scope: Scope, names: list[str]) -> set[tuple[str, str]]:
-    """The pairs of which the first is shown to be above the second: two-sided, over all pairs."""
+def above(
+    places: dict[Place, Samples], scope: Scope, names: list[str], margin: float = 0.0
+) -> set[tuple[str, str]]:
+    """The pairs of which the first is shown to be above the second by more than a margin.
+
+    Two-sided, over all pairs: so whoever is above another by a margin is above it without one too.
+    """
     pairs = list(itertools.combinations(names, 2))
-    both = _tests("superior", [gaps(places, scope, *pair) for pair in pairs], 0.0)
-    p = [None if up is None or down is None else min(1.0, 2 * min(up, down)) for up, down in both]
-    passed = _passed(pairs, p)
+    turned = [pairs, [(y, x) for x, y in pairs]]
+    up, down = (
+        [p for p, _ in _tests("superior", [gaps(places, scope, *pair) for pair in which], margin)]
+        for which in turned
+    )
+    best = [None if x is None or y is None else min(x, y) for x, y in zip(up, down, strict=True)]
+    passed = _passed(pairs, [None if p is None else min(1.0, 2 * p) for p in best])
     return {
-        pair if up < down else pair[::-1]
-        for pair, (up, down) in zip(pairs, both, strict=True)
-        if pair in passed and up is not None and down is not None
+        pair if p == x else pair[::-1]
+        for pair, p, x in zip(pairs, best, up, strict=True)
+        if pair in passed
     }
 
 

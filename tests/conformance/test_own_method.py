@@ -214,20 +214,31 @@ def test_a_faulty_entry_is_named_and_not_those_like_it(project: Path) -> None:
     assert "methods.z: " in misspelt and " like, " in misspelt and " code, " in misspelt
 
 
-def test_a_method_without_a_run_is_told_with_what_to_add(project: Path) -> None:
-    own = yaml.safe_load(block("yaml"))
+@pytest.mark.parametrize(
+    ("scale", "there", "new"),
+    [("own", [], "mine"), ("mine", [], "mine-2"), ("own", ["mine", "mine-2"], "mine-3")],
+)
+def test_a_method_without_a_run_is_told_with_what_to_add(
+    project: Path, scale: str, there: list[str], new: str
+) -> None:
+    """What is told to write works as it stands, under a name that no file has."""
+    own = yaml.safe_load(block("yaml")) | {"scale": scale}
     own["experiments"][0]["methods"] = ["lora"]
-    Path("config/bad.yaml").write_text(yaml.safe_dump(own))
+    for name in (scale, *there):
+        Path(f"config/{name}.yaml").write_text(yaml.safe_dump(own))
     with pytest.raises(UsageError) as error:
-        cells(load_config(Path("config/bad.yaml")), "random-rows")
+        cells(load_config(Path(f"config/{scale}.yaml")), "random-rows")
     said = str(error.value)
-    assert "random-rows is a method, but in no experiment of own; add it to" in said
+    assert f"random-rows is a method, but in no experiment of {scale}; add it to" in said
+    (named,) = re.findall(r"run with scale=(\S+) and a new file config/\1\.yaml of", said)
+    assert named == new and not Path(f"config/{named}.yaml").exists()
     written = re.findall(r"'([^']+)'", said)
     assert [line.partition(":")[0] for line in written] == ["extends", "scale", "experiments"]
-    written[0] = "extends: bad.yaml"  # of the scale own, whose file is another here
-    Path("config/mine.yaml").write_text("\n".join(written))
-    runs = cells(load_config(Path("config/mine.yaml")), "random-rows")
-    assert [str(run) for run in runs] == ["roberta-tiny mrpc random-rows tuned seed-0"]
+    Path(f"config/{named}.yaml").write_text("\n".join(written))
+    config = load_config(Path(f"config/{named}.yaml"))
+    assert config["scale"] == named
+    runs = cells(config, "random-rows")
+    assert [str(run) for run in runs] == ["roberta-tiny mrpc random-rows stated seed-0"]
 
 
 def test_whole_configurations_of_the_page_and_the_template_train_the_method(
@@ -243,6 +254,11 @@ def test_whole_configurations_of_the_page_and_the_template_train_the_method(
     config = load_config(Path("config/mine.yaml"))
     assert [cell.method for cell in cells(config, "my-method")] == ["my-method"] * 2
     assert config["methods"]["my-method"]["settings"] == {"rank": 4}
+    for shown in (config, load_config(Path("config/own.yaml"))):
+        runs = cells(shown)
+        assert {run.recipe for run in runs} == {shown["verdicts"]["recipe"]}  # of the rankings
+        (steps,) = shown["profile"]["cells"]
+        assert set(steps["methods"]) == {run.method for run in runs} > {"lora"}
     said = plugins.described(Path("my-method/my_method.py"), "MyMethod")
     assert said["label"] == "my-method" and said["trainable_rule"].startswith("r out per adapted")
 

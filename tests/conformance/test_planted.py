@@ -59,6 +59,8 @@ def test_a_sound_method_passes_every_check(architecture: str) -> None:
         ("CountsItsCalls", {"runs"}),
         ("DrawsInForward", {"runs"}),
         ("MissesItsOwn", {"runs"}),
+        ("GivesNothing", {"runs"}),
+        ("GivesTwo", {"runs"}),
         ("GivesARow", {"runs"}),
         ("Swapped", {"runs"}),
         ("TakesAnything", {"refuses unknown"}),
@@ -140,6 +142,8 @@ def test_inputs_and_outputs_cannot_be_taken_for_each_other() -> None:
     [
         ("MissesItsOwn", "broken_methods.py, line "),
         ("DrawsInForward", "found others, and the backward pass calls it again"),
+        ("GivesNothing", "expected a tensor from forward, found None; return the adapted weight"),
+        ("GivesTwo", "expected a tensor from forward, found a tuple; return the adapted weight"),
         ("GivesARow", "expected an adapted weight of the shape 64 x 64, as the base"),
     ],
 )

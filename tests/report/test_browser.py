@@ -171,6 +171,24 @@ def test_what_is_seldom_read_is_folded_but_in_print(page: Page) -> None:
     expect(opened).to_have_count(0)
 
 
+def test_print_has_every_claim_and_leaves_the_page_as_it_was(page: Page, report: Path) -> None:
+    document = read_json(report.parent / "verdicts.json", "verdicts")
+    page.get_by_label("Verdict").select_option("inconsistent")
+    page.locator("details.fold").first.evaluate("fold => (fold.open = true)")
+    shown = page.locator(f"{ROWS}:visible").count()
+    headings = page.locator("#claims-table tbody.model")
+    kept = page.locator("#claims-table tbody.model:visible").count()
+    assert 0 < shown < len(document["verdicts"]) and kept < headings.count()
+    page.evaluate("dispatchEvent(new Event('beforeprint'))")
+    expect(page.locator(f"{ROWS}:visible")).to_have_count(len(document["verdicts"]))
+    expect(page.locator("#claims-table tbody.model:visible")).to_have_count(headings.count())
+    page.evaluate("dispatchEvent(new Event('afterprint'))")
+    expect(page.locator(f"{ROWS}:visible")).to_have_count(shown)
+    expect(page.locator("#claims-table tbody.model:visible")).to_have_count(kept)
+    expect(page.locator("details.fold[open]")).to_have_count(1)
+    expect(page.locator("details.fold").first).to_have_attribute("open", "")
+
+
 def test_at_first_the_claims_are_those_that_are_judged(page: Page, report: Path) -> None:
     document = read_json(report.parent / "verdicts.json", "verdicts")
     judged = {v["id"] for v in document["verdicts"] if v["verdict"] != "not run"}

@@ -174,7 +174,7 @@ def test_one_method_has_no_ranking_figure_and_the_reason(
     folder = write_report(config).parent
     for kind in ("html", "md"):
         text = (folder / f"report.{kind}").read_text()
-        assert "No figure: there are no two methods yet" in text
+        assert "no two methods are planned on the same model and task" in text
         assert "ranking.png" not in text and "ranking-caption" not in text
     assert not (folder / "figures" / "ranking.svg").exists()
 

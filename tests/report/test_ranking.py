@@ -12,6 +12,7 @@ import pytest
 from fakes import smoke, write_run
 
 from lorasp.config import Config, cells
+from lorasp.report import ranking_figures
 from lorasp.report.collect import collect
 from lorasp.report.measures import (
     WORST,
@@ -20,9 +21,12 @@ from lorasp.report.measures import (
     normalised,
     standing,
 )
+from lorasp.report.methods_section import methods_section
+from lorasp.report.pareto import NO_FRONT
 from lorasp.report.ranking import NOTES, pairs, ranking_frame, rankings, scale
 from lorasp.report.ranking_figures import RANKING_CAPTIONS, draw_ranking
 from lorasp.report.scopes import Place, samples, shared
+from lorasp.report.tables import paper_tables
 
 Scores = dict[str, list[float | None]]  # None: that seed diverged; a shorter list: not run
 
@@ -277,6 +281,51 @@ def test_the_matrix_marks_no_pair_as_told_apart() -> None:
     chart = draw_ranking(config, rankings(config, places), pairs(places, "stated"), "")
     assert "bold" not in json.dumps(chart["improvement"].to_dict()["concat"][0]["layer"])
     assert "too narrow" in RANKING_CAPTIONS["improvement"] and "too narrow" in " ".join(NOTES)
+
+
+def test_a_matrix_of_too_many_methods_says_how_many_it_leaves_out(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = planted({"sst2": SST2})
+    places = samples(config, collect(config))
+    made = rankings(config, places), pairs(places, "stated")
+    titles = {}
+    for most in (3, 32):
+        monkeypatch.setattr(ranking_figures, "MOST", most)
+        matrix = draw_ranking(config, *made, "")["improvement"].to_dict()
+        titles[most] = matrix["concat"][0]["title"]
+    assert titles[32] == "P(row > column), %"
+    assert titles[3] == f"P(row > column), %; the first 3 of {len(SST2)} methods"
+    assert "has one run on some task" not in RANKING_CAPTIONS["ranking"]
+
+
+def test_why_there_is_no_figure_is_told() -> None:
+    """Two methods that are planned together have no runs yet; of one alone none will come."""
+    waiting = planted({"sst2": {"ft": [], "lora": []}})
+    alone = planted({"sst2": {"ft": [80.0, 81.0]}})
+    for group in alone["experiments"]:
+        group["methods"] = [name for name in group["methods"] if name == "ft"]
+    for config, reason in ((waiting, "have runs yet"), (alone, "are planned")):
+        results = collect(config)
+        tables = paper_tables(config, results)
+        shown, figures, _ = methods_section(config, results, results, tables, "")
+        assert shown["undrawn"] == (
+            f"No figure: with the recipe that decides, no two methods {reason} on the same model "
+            "and task."
+        )
+        assert not {"ranking", "improvement"} & set(figures)
+
+
+def test_a_front_without_a_mark_is_not_drawn_and_told() -> None:
+    """Here are no profiles, so that neither memory nor time is known."""
+    config = planted({"sst2": SST2})
+    results = collect(config)
+    tables = paper_tables(config, results)
+    shown, figures, _ = methods_section(config, results, results, tables, "")
+    assert {"parameters", "file"} <= set(figures) and not {"memory", "time"} & set(figures)
+    assert shown["no_front"] == NO_FRONT.format(
+        costs="the peak memory of a step and the time of a step"
+    )
 
 
 def test_every_pair_is_compared_both_ways_on_what_both_have() -> None:

@@ -18,7 +18,7 @@ rule budget:
     params:
         config=CONFIG_FILE,
         values=budget_values,
-        code=stage_code(*steps.CODE, "budgets", "budget_steps"),
+        code=stage_code(*steps.CODE, "budgets", "budget_steps", "budget_words"),
         libraries=steps.libraries(),
     shell:
         "python -m lorasp budget --config {params.config} --model {wildcards.model}"

@@ -251,8 +251,9 @@ SIMULATIONS = [
     f"results/simulated/{model}/{method}.json" for model, method in steps.planned(SIMULATED)
 ]
 # A part of the runs does not wait for them, nor does a scale of the user's own: the report shows what
-# there is.
-AWAITED = SIMULATIONS if CONFIG.get("simulated") and not config.get("only") else []
+# there is, and of that what other code has simulated is made again.
+whole = CONFIG.get("simulated") and not config.get("only")
+AWAITED = [path for path in SIMULATIONS if whole or Path(path).exists()]
 
 
 def simulate_values(wildcards):

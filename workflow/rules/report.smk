@@ -34,7 +34,7 @@ rule report:
     params:
         config=CONFIG_FILE,
         values=fingerprint(CONFIG),
-        code=stage_code("report", "claims", "config", "planning", "bench"),
+        code=stage_code("report", "claims", "config", "planning", "bench", "budget_words"),
     shell:
         "python -m lorasp report --config {params.config} &> {log}"
 

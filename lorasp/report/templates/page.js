@@ -74,12 +74,21 @@
     });
   }
 
-  // What is seldom read is folded, but in print; without this script it is open.
-  const folds = all("details.fold");
-  const fold = (open) => folds.forEach((details) => (details.open = open));
-  fold(false);
-  addEventListener("beforeprint", () => fold(true));
-  addEventListener("afterprint", () => fold(false));
+  // What is seldom read is folded; without this script it is open.
+  all("details.fold").forEach((details) => (details.open = false));
+
+  // Print has every fold and every claim; afterwards the page is again as its reader had it.
+  const unfolded = new Set();
+  addEventListener("beforeprint", () => {
+    all("details.fold:not([open])").forEach((details) => unfolded.add(details));
+    unfolded.forEach((details) => (details.open = true));
+    all("#claims-table [hidden]").forEach((hidden) => (hidden.hidden = false));
+  });
+  addEventListener("afterprint", () => {
+    unfolded.forEach((details) => (details.open = false));
+    unfolded.clear();
+    filter();
+  });
 
   // Where a link leads must not lie under the menu, which is as high as the window is narrow.
   const menu = document.querySelector("nav");

@@ -250,10 +250,11 @@ PROFILES = [
 SIMULATIONS = [
     f"results/simulated/{model}/{method}.json" for model, method in steps.planned(SIMULATED)
 ]
-# A part of the runs does not wait for them, nor does a scale of the user's own: the report shows what
-# there is, and of that what other code has simulated is made again.
-whole = CONFIG.get("simulated") and not config.get("only")
-AWAITED = [path for path in SIMULATIONS if whole or Path(path).exists()]
+# A part of the runs does not wait for them, nor does a scale of the user's own, whose report has those that
+# are there; what other code has simulated of these is made again.
+whole = CONFIG.get("simulated", False)
+present = [path for path in SIMULATIONS if whole or Path(path).exists()]
+AWAITED = [] if config.get("only") else present
 
 
 def simulate_values(wildcards):

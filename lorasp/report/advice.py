@@ -283,7 +283,8 @@ def _fastest(
     alike = [
         row for row in known if row is not first and quartiles[row["name"]]["q1"] <= ends["q3"]
     ]
-    told = f"{lead}: {first['method']} has the fastest training step of these, {ms(first)} "
+    told = f"{lead}: {first['method']} has the fastest training step of these, each measured once: "
+    told += f"{ms(first)} "
     told += f"(quartiles {1e3 * ends['q1']:.3g} to {1e3 * ends['q3']:.3g}); "
     told += _below(first, kept, between)
     if alike:

@@ -112,4 +112,8 @@ def _fitted(kind: str, budgets: list[Budget], taken: str, reference: str) -> dic
 def units(frame: pd.DataFrame) -> str:
     """What exactly is matched, for the words that occur in the column 'In'."""
     used = [MEASURED[kind] for kind, words in WORDS.items() if words in set(frame["In"])]
-    return f"What is matched: {'; '.join(used)}."
+    drawn = (
+        " What a method draws at random is counted with seed 0; runs of other seeds differ by it."
+    )
+    chance = drawn if MEASURED["trainable"] in used else ""
+    return f"What is matched: {'; '.join(used)}.{chance}"

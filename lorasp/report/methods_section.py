@@ -15,6 +15,7 @@ from lorasp.report.pareto import draw_fronts, front_words, methods_frame, pareto
 from lorasp.report.ranking import (
     NORMALISED,
     NOTES,
+    SEEDS_DIFFER,
     pairs,
     pairs_frame,
     ranking_frame,
@@ -63,7 +64,8 @@ DECIDED = (
     "these tasks. Claims of other papers set none.",
     "An interval in brackets is Student's t for one mean or one difference alone, without that "
     "correction. So an interval of a difference that leaves out 0 does not yet show a difference.",
-    "Memory and time come from one measurement of each method. Quartiles are those of its steps.",
+    "Memory and time come from one measurement of each method. Quartiles are those of its steps: "
+    "how far a second measurement would be from the first is not in them.",
 )
 
 
@@ -121,6 +123,7 @@ def methods_section(
         "rankings": listed,
         "undrawn": undrawn(ranked) if not ranking_figures else "",
         "notes": [*NOTES, NORMALISED] if any(e["over_all"] for e in listed) else list(NOTES),
+        "seeds_differ": SEEDS_DIFFER,
         "no_front": no_front,
         "costs": sorted(costs, key=lambda entry: not entry["decides"]),
         "equal": equal,

@@ -44,12 +44,18 @@ NORMALISED = (
     "runs nothing would be cut off, so none is given."
 )
 
+SEEDS_DIFFER = (
+    "Not all of these methods have runs of the same seeds, so two means can stand in another order "
+    "than the runs of the seeds that both have. Those are what 'What to use when' and 'At equal "
+    "cost' compare."
+)
+
 
 def rankings(config: Config, places: dict[Place, Samples]) -> list[Row]:
     """A ranking of each place, and before them one of each set of places that methods share.
 
-    One is {name, title, places, recipe, decides, over_all, rows, left_out}; `decides` tells the
-    recipe of the verdicts, whose rankings come first.
+    One is {name, title, places, recipe, decides, over_all, rows, left_out, seeds_differ}; `decides`
+    tells the recipe of the verdicts, whose rankings come first.
     """
     recipe = config["verdicts"]["recipe"]
     recipes = sorted({place.recipe for place in places}, key=lambda name: name != recipe)
@@ -87,6 +93,7 @@ def _at(config: Config, place: Place, methods: Samples) -> Row:
         "over_all": False,
         "rows": _placed(rows, means),
         "left_out": [],
+        "seeds_differ": _seeds_differ(config, methods, means),
     }
 
 
@@ -118,7 +125,14 @@ def _over_all(config: Config, places: dict[Place, Samples], inside: tuple[Place,
         "over_all": True,
         "rows": _placed(rows, means),
         "left_out": left_out,
+        "seeds_differ": any(_seeds_differ(config, places[place], means) for place in inside),
     }
+
+
+def _seeds_differ(config: Config, methods: Samples, means: dict[str, float]) -> bool:
+    """Whether some mean is over other seeds than another; the untouched base model has no seed."""
+    trained = [name for name in means if config["methods"][name]["family"] != "base"]
+    return len({frozenset(methods[name].scores) for name in trained}) > 1
 
 
 def scale(config: Config, places: dict[Place, Samples], place: Place) -> tuple[float, float] | str:

@@ -17,7 +17,7 @@ def settings_frames(config: Config, results: Results) -> dict[str, pd.DataFrame]
     methods = [name for name in config["methods"] if name in set(results.runs["method"])]
     return {
         "recipes": pd.DataFrame([recipe_row(name, config["recipes"][name]) for name in recipes]),
-        "methods": pd.DataFrame([method_row(name, config["methods"][name]) for name in methods]),
+        "methods": pd.DataFrame([method_row(name, config["methods"]) for name in methods]),
     }
 
 
@@ -32,12 +32,15 @@ def recipe_row(name: str, recipe: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def method_row(name: str, method: dict[str, Any]) -> dict[str, str]:
+def method_row(name: str, methods: dict[str, dict[str, Any]]) -> dict[str, str]:
     """A method's settings, what it trains and where it comes from."""
+    method = methods[name]
+    fitted = [f"; fitted to {methods[one]['label']}" for one in method.get("match", {}).values()]
     return {
         "Method": method["label"],
         "Name": name,
-        "Settings": _pairs(method.get("settings", {})) or "none",
+        "Settings": (_pairs(method.get("settings", {})) or "none")
+        + "".join(f"{words}: see 'At equal cost'" for words in fitted),
         "Trains": method["trainable_rule"],
         "Source": method["source"],
     }

@@ -49,8 +49,8 @@ def test_every_need_has_its_sentence_with_numbers_and_doubts() -> None:
     least = "The least is 399 MiB, by LoRA, r/2. Also within 1 % of the least: LoRA-SP."
     assert memory.endswith(least)
     fastest = lines["If time is short"]
-    shown = "LoRA, r/2 has the fastest training step of these, 100 ms (quartiles 95 to 105); its "
-    assert fastest.startswith(f"{shown}score, 80.1")
+    shown = "LoRA, r/2 has the fastest training step of these, each measured once: 100 ms"
+    assert fastest.startswith(f"{shown} (quartiles 95 to 105); its score, 80.1")
     assert "Maybe as fast, since the quartiles overlap: LoRA-SP." in fastest
     assert fastest.endswith("shown to lose less than 1.0 points to the best: LoRA, 200 ms.")
     few = lines["With at most 10,000 trained parameters"]
@@ -193,7 +193,9 @@ def test_only_methods_that_have_learned_are_recommended() -> None:
     lines = told(planted(plan | {"lora-half": idle}))
     least = "LoRA takes least of these in a training step, 400 MiB"
     assert lines["If memory is short"].startswith(least)
-    assert lines["If time is short"].startswith("LoRA has the fastest training step of these, 200")
+    assert lines["If time is short"].startswith(
+        "LoRA has the fastest training step of these, each measured once: 200"
+    )
     assert lines["Compared"] == (
         "the 2 methods that are shown to have learned, of 3 with scores and no failed run. 'The "
         "other', 'least' and 'fastest' mean of these 2."

@@ -209,7 +209,7 @@ def test_over_several_tasks_scores_are_normalised() -> None:
     config = planted({"sst2": both | {"lora-sp": [1.0, 2.0, 3.0]}, "rte": other})
     places = samples(config, collect(config))
     over_all, *_ = rankings(config, places)
-    assert over_all["over_all"] and over_all["left_out"] == []
+    assert over_all["over_all"] and over_all["left_out"] == [] and not over_all["seeds_differ"]
     found = {row["method"]: row for row in over_all["rows"]}
     assert set(found) == {"base", "ft", "lora"}  # LoRA-SP was not planned on both
     # of 40 and of 20 points that the best gained, LoRA and FT gained 20, 20 and 40, 10
@@ -219,6 +219,15 @@ def test_over_several_tasks_scores_are_normalised() -> None:
     runs = [0.475, 0.5, 0.525, 0.95, 1.0, 1.05]
     assert found["lora"]["iqm"]["estimate"] == pytest.approx(slow_middle(runs))
     assert found["lora"]["against"]["ft"]["estimate"] == 0.5  # always below, always above
+
+
+def test_means_over_other_seeds_are_told() -> None:
+    """But not where only the untouched model has fewer runs."""
+    scores: Scores = {"base": [50.0], "ft": [89.0, 90.0, 91.0], "lora": [69.0, 70.0, 71.0]}
+    for found, differ in ((scores | {"lora": [69.0, 70.0]}, True), (scores, False)):
+        config = planted({"sst2": found})
+        (ranking,) = rankings(config, samples(config, collect(config)))
+        assert ranking["seeds_differ"] == differ
 
 
 def test_a_task_that_shows_no_gain_over_the_base_has_no_scale() -> None:

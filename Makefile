@@ -46,7 +46,7 @@ smoke mini: .venv/.complete
 smoke: ## every path on tiny random models: minutes, its scores mean nothing
 mini: ## small real models and text on two CPU cores: up to two hours
 
-rehearse: .venv/.complete ## the paper's configuration, all of it, on a CPU with a stand-in for the hub: half an hour
+rehearse: .venv/.complete ## the paper's configuration, all of it, on a CPU with a stand-in for the hub: up to an hour
 	$(BIN)/lorasp rehearse -- $(SNAKEMAKE) prepared --config scale=rehearse
 	HF_HUB_OFFLINE=1 $(BIN)/lorasp serve -- $(SNAKEMAKE) --config scale=rehearse
 	@echo "The report: reports/rehearse/report.html"

@@ -32,8 +32,6 @@ CHECKS: dict[str, Callable[[Subject], str]] = {
 }
 # Where one of these fails, the later ones would fail of the same.
 ENDS = {"builds": "it cannot be built", "runs": "it does not run"}
-# Without these a method is none: an entry's `limits` cannot name them.
-NEEDED = {"builds", "runs", "starts at base", "lowers the loss", "saves and loads"}
 
 
 def check(method: dict[str, Any], architecture: str) -> list[Outcome]:

@@ -299,19 +299,23 @@ def test_a_step_that_overflowed_says_nothing() -> None:
     assert set(model.base_model.ranks().values()) == {4}
 
 
+def six_steps(model: Any, batch: dict[str, Any]) -> None:
+    optimizer = adamw(model)
+    hooks.begin(model, optimizer, 6)
+    for number in range(1, 7):
+        model(**batch).loss.backward()
+        optimizer.step()
+        hooks.after_step(model, number)
+        optimizer.zero_grad()
+
+
 def moved(family: Any, **options: Any) -> Any:
     """An adapted model whose ranks are no longer what they were."""
     config = DynamicLoraConfig(
         task_type=family.task, target_modules=list(family.targets), r=4, **options
     )
     model: Any = get_peft_model(family.model(), config).train()
-    optimizer = adamw(model)
-    hooks.begin(model, optimizer, 6)
-    for number in range(1, 7):
-        model(**family.batch()).loss.backward()
-        optimizer.step()
-        hooks.after_step(model, number)
-        optimizer.zero_grad()
+    six_steps(model, family.batch())
     ranks = list(model.base_model.ranks().values())
     assert set(ranks) != {4} and sum(ranks) == 4 * len(ranks)
     randomize(model)
@@ -354,13 +358,7 @@ def test_bf16_checkpointing_and_loading_to_go_on(llama, tmp_path) -> None:
     model: Any = get_peft_model(llama.model().bfloat16(), config, autocast_adapter_dtype=False)
     model.train().enable_input_require_grads()
     model.gradient_checkpointing_enable({"use_reentrant": False})
-    optimizer = adamw(model)
-    hooks.begin(model, optimizer, 6)
-    for number in range(1, 7):
-        model(**llama.batch()).loss.backward()
-        optimizer.step()
-        hooks.after_step(model, number)
-        optimizer.zero_grad()
+    six_steps(model, llama.batch())
     ranks = model.base_model.ranks()
     assert sum(ranks.values()) == 4 * len(ranks) and set(ranks.values()) != {4}
     assert all(p.dtype == torch.bfloat16 for n, p in model.named_parameters() if "lora_" in n)
